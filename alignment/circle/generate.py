@@ -1,0 +1,76 @@
+"""Clips sung by a version: sampled, decoded, measured, stored by content and recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Sequence
+
+from alignment.circle.workspace import Progress, Workspace, no_progress
+from alignment.db.clips import NewClip, add_clips, list_clips
+from alignment.domain import Clip, GenerationConfig, Prompt
+from alignment.errors import DataError
+
+BATCH = 64
+Clips = dict[uuid.UUID, list[Clip]]
+
+
+def clip_seed(seed: int, prompt: Prompt, index: int) -> int:
+    """The sampling seed of clip ``index`` of a prompt: 48 bits of sha256, the same on every machine."""
+    return int(hashlib.sha256(f"{seed}:{prompt.sha256}:{index}".encode()).hexdigest()[:12], 16)
+
+
+def generate_clips(
+    ws: Workspace,
+    version_name: str,
+    prompts: Sequence[Prompt],
+    generation: GenerationConfig,
+    *,
+    per_prompt: int,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Clips:
+    """``per_prompt`` clips of each prompt, in order of their index; clips that exist already are not sung again.
+
+    Every batch is committed as a whole, so an interrupted run loses at most one batch and goes on where it
+    stopped. Raises DataError without prompts and NotFoundError for an unknown version."""
+    if not prompts:
+        raise DataError("There are no prompts to sing; add some with `attune generate --prompt TEXT`.")
+    version = ws.version(version_name)
+    wanted = [(prompt, clip_seed(seed, prompt, index)) for prompt in prompts for index in range(per_prompt)]
+    with ws.database.session(write=False) as s:
+        known = {
+            (clip.prompt_id, clip.seed): clip
+            for clip in list_clips(s, version=version_name, prompt_ids=[p.id for p in prompts], generation=generation)
+        }
+    missing = [(prompt, one) for prompt, one in wanted if (prompt.id, one) not in known]
+    done = len(wanted) - len(missing)
+    progress(done, len(wanted))
+    if missing:
+        from alignment.music.codec import decode
+        from alignment.music.sampler import sample
+
+        policy = ws.policy(version)
+        for start in range(0, len(missing), BATCH):
+            batch, began = missing[start : start + BATCH], time.monotonic()
+            codes = sample(
+                policy, [prompt.text for prompt, _ in batch], generation=generation, seeds=[one for _, one in batch]
+            ).codes  # (B, K, T)
+            audio = decode(policy, codes)  # (B, samples)
+            seconds = (time.monotonic() - began) / len(batch)
+            fresh = []
+            for (prompt, one), clip_codes, wave in zip(batch, codes.numpy(), audio, strict=True):
+                audio_sha256, facts = ws.store.put_audio(wave, policy.sample_rate_hz)
+                codes_sha256 = ws.store.put_codes(clip_codes)
+                fresh.append(
+                    NewClip(prompt.id, version_name, generation, one, audio_sha256, codes_sha256, facts, seconds)
+                )
+            with ws.database.session() as s:
+                known |= {(clip.prompt_id, clip.seed): clip for clip in add_clips(s, fresh)}
+            done += len(batch)
+            progress(done, len(wanted))
+    out: Clips = {prompt.id: [] for prompt in prompts}
+    for prompt, one in wanted:
+        out[prompt.id].append(known[prompt.id, one])
+    return out

@@ -1,0 +1,174 @@
+"""From votes to a version: snapshot, reward model, DPO on voted and best/worst-of-N pairs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignment.circle.generate import Clips
+from alignment.circle.workspace import Progress, Workspace, current_commit, no_progress
+from alignment.config import DpoSettings, RewardSettings
+from alignment.db import runs, snapshots, studies, versions
+from alignment.db.votes import counted_votes
+from alignment.domain import Clip, Prompt, Split, Version
+from alignment.errors import DataError
+from alignment.preferences import FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
+from alignment.versions import register_adapter
+
+if TYPE_CHECKING:
+    from alignment.rewards.model import RewardModel, Scores
+    from alignment.training.dpo import DpoResult
+
+
+@dataclass(frozen=True)
+class NamedSnapshot:
+    name: str
+    id: uuid.UUID
+    frozen: FrozenSnapshot
+
+
+def take_snapshot(
+    ws: Workspace, name: str, study_names: Sequence[str], *, both_bad: str = "tie", shuffle_seed: int | None = None
+) -> NamedSnapshot:
+    """Freeze the studies' votes so far into the store and record it. Raises DataError when the name is taken."""
+    with ws.database.session(write=False) as s:
+        ids = [studies.get_study(s, study).id for study in study_names]
+        rows = counted_votes(s, study_ids=ids)
+    frozen = freeze_snapshot(rows, both_bad=both_bad, shuffle_seed=shuffle_seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "snapshot.jsonl"
+        write_snapshot(frozen, path)
+        _, uri = ws.store.put_file(path)
+    with ws.database.session() as s:
+        snapshot_id = snapshots.add_snapshot(
+            s, name=name, policy=dict(frozen.policy) | {"studies": list(study_names)},
+            high_water_mark=max(rows, key=lambda row: row.created_at).vote_id, content_sha256=frozen.content_sha256,
+            uri=uri, simulated=frozen.simulated, members=frozen.members,
+        )  # fmt: skip
+    return NamedSnapshot(name, snapshot_id, frozen)
+
+
+def load_snapshot(ws: Workspace, name: str) -> NamedSnapshot:
+    """A recorded snapshot with its pairs, hash checked."""
+    with ws.database.session(write=False) as s:
+        record = snapshots.get_snapshot(s, name)
+    return NamedSnapshot(name, record.id, read_snapshot(ws.store.path_of(record.uri)))
+
+
+def train_reward_model(
+    ws: Workspace, name: str, snapshot: NamedSnapshot, settings: RewardSettings, progress: Progress = no_progress
+) -> RewardModel:
+    """A reward model trained on the snapshot, stored and recorded under ``name``."""
+    from alignment.rewards.train import train_reward
+
+    began = time.monotonic()
+    pairs = snapshot.frozen.pairs
+    audio = ws.embed_audio([ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)])
+    text = ws.embed_text([pair.prompt_text for pair in pairs])
+    model = train_reward(
+        pairs, audio, text, settings, lambda epoch, epochs, _: progress(epoch, epochs), encoder=ws.encoder.name
+    )
+    progress(1, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "reward")
+        sha256, uri = ws.store.put_folder(Path(folder) / "reward")
+    with ws.database.session() as s:
+        run_id = runs.add_train_run(
+            s, kind="reward", snapshot_id=snapshot.id, config=settings.model_dump(mode="json"), metrics=model.metrics,
+            artefact_sha256=sha256, artefact_uri=uri, seconds=time.monotonic() - began, commit=current_commit(),
+        )  # fmt: skip
+        runs.add_reward_model(
+            s, name=name, train_run_id=run_id, encoder=model.encoder, heads=model.trained_heads,
+            calibration=model.temperatures, artefact_sha256=sha256, artefact_uri=uri,
+        )  # fmt: skip
+    return model
+
+
+def load_reward_model(ws: Workspace, name: str) -> RewardModel:
+    """A recorded reward model. Raises DataError when it was trained on another CLAP than the one at hand."""
+    from alignment.rewards.model import RewardModel
+
+    with ws.database.session(write=False) as s:
+        record = runs.get_reward_model(s, name)
+    model = RewardModel.load(ws.store.path_of(record.artefact_uri))
+    if model.encoder != ws.encoder.name:
+        raise DataError(
+            f"Reward model {name} reads embeddings of {model.encoder}; the encoder here is {ws.encoder.name}. "
+            "Train it again with this encoder."
+        )
+    return model
+
+
+def score_clips(
+    ws: Workspace, reward: RewardModel, prompts: Sequence[Prompt], clips: Clips, progress: Progress = no_progress
+) -> np.ndarray:
+    """Preference scores (P, N) of every prompt's clips."""
+    scores = score_each(ws, reward, prompts, clips, progress)
+    return scores.preference.reshape(len(prompts), -1)
+
+
+def score_each(
+    ws: Workspace, reward: RewardModel, prompts: Sequence[Prompt], clips: Clips, progress: Progress = no_progress
+) -> Scores:
+    """All heads' scores, flat, prompt by prompt."""
+    texts = [prompt.text for prompt in prompts for _ in clips[prompt.id]]
+    shas = [clip.audio_sha256 for prompt in prompts for clip in clips[prompt.id]]
+    audio = ws.embed_audio(shas, progress)
+    return reward.score(texts, np.stack([audio[sha] for sha in shas]), ws.embed_text(texts))
+
+
+def align_dpo(
+    ws: Workspace,
+    name: str,
+    *,
+    parent: Version,
+    snapshot: NamedSnapshot,
+    settings: DpoSettings,
+    run_dir: Path,
+    pool: tuple[Sequence[Prompt], Clips, np.ndarray] | None = None,
+    resume: bool = False,
+    progress: Progress = no_progress,
+) -> tuple[Version, DpoResult]:
+    """DPO on the snapshot's train pairs and, with a ``pool`` (prompts, N clips each, scores (P, N)), on the best
+    against the worst of each prompt's N clips; the adapter is stored and registered as version ``name``."""
+    from alignment.training.best_of_n import best_worst_pairs
+    from alignment.training.dpo import train_dpo
+    from alignment.training.examples import examples_from_pairs
+
+    with ws.database.session(write=False) as s:
+        taken = {version.name for version in versions.list_versions(s)}
+    if name in taken:
+        raise DataError(f"Version {name} exists already; give the new version another name.")
+    examples = examples_from_pairs(snapshot.frozen.split(Split.TRAIN), ws.store.get_codes)
+    voted = len(examples)
+    if pool is not None:
+        prompts, clips, scores = pool
+        codes = np.stack([[_codes(ws, clip) for clip in clips[prompt.id]] for prompt in prompts])
+        examples += best_worst_pairs([prompt.text for prompt in prompts], codes, scores)
+    policy = ws.policy(parent)
+    result = train_dpo(
+        policy, examples, settings, run_dir, resume=resume, on_step=lambda step, steps, _: progress(step, steps)
+    )
+    version = register_adapter(
+        ws.database, ws.store, name=name, parent=parent, adapter=result.adapter_dir, commit=current_commit(),
+        simulated=snapshot.frozen.simulated,
+        run={
+            "kind": "dpo", "snapshot_id": snapshot.id, "config": settings.model_dump(mode="json"),
+            "metrics": {"voted_pairs": voted, "best_worst_pairs": len(examples) - voted, "history": result.history},
+            "seconds": result.seconds,
+        },
+    )  # fmt: skip
+    return version, result
+
+
+def _codes(ws: Workspace, clip: Clip) -> np.ndarray:
+    if clip.codes_sha256 is None:
+        raise DataError(f"Clip {clip.id} has no sampled codes (external audio); DPO cannot score it.")
+    return ws.store.get_codes(clip.codes_sha256)

@@ -1,0 +1,155 @@
+"""Blind battles and simulated listeners, through the same service that a vote on the web uses."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from alignment.circle.generate import Clips
+from alignment.circle.workspace import Progress, Workspace, no_progress
+from alignment.db.clips import get_clips
+from alignment.db.prompts import get_prompts
+from alignment.db.studies import NewBattle, add_battles, create_study, get_study, list_battles
+from alignment.db.votes import VoteRow, counted_votes
+from alignment.domain import Clip, Comparison, Outcome, RaterKind, VoteDraft
+from alignment.errors import DataError
+from alignment.simulation.judge import Judge, Judgement
+from alignment.simulation.listeners import Listeners, draw_population
+from alignment.votes import VoteService
+
+QUESTIONS = ("overall", "text_adherence", "quality")
+
+
+def pairs_within(clips: Clips, count: int, seed: int) -> list[tuple[Clip, Clip, float]]:
+    """``count`` pairs of clips of one prompt, spread evenly over prompts, with the chance each had to be drawn.
+
+    Every prompt gets ``count`` / prompts pairs out of its own, without repeats while there are any. Clips that
+    sound exactly alike are never paired."""
+    rng = random.Random(seed)
+    decks = []
+    for own in clips.values():
+        deck = [(a, b) for a, b in itertools.combinations(own, 2) if a.audio_sha256 != b.audio_sha256]
+        rng.shuffle(deck)
+        decks.append((deck, len(deck)))
+    per_prompt, extra = divmod(count, max(1, len(decks)))
+    more = set(rng.sample(range(len(decks)), extra)) if decks else set()
+    out = []
+    for number, (deck, size) in enumerate(decks):
+        wanted = per_prompt + (number in more)
+        chance = min(1.0, count / max(1, len(decks)) / max(1, size))
+        out += [(a, b, chance) for a, b in deck[:wanted]]
+    rng.shuffle(out)
+    return out
+
+
+def pairs_across(first: Mapping[uuid.UUID, Clip], second: Mapping[uuid.UUID, Clip]) -> list[tuple[Clip, Clip, float]]:
+    """One pair a prompt, a clip of each side; a prompt where both sound exactly alike is left out."""
+    both = [(first[prompt], second[prompt]) for prompt in first if prompt in second]
+    return [(a, b, 1.0) for a, b in both if a.audio_sha256 != b.audio_sha256]
+
+
+def open_study(
+    ws: Workspace, name: str, pairs: Sequence[tuple[Clip, Clip, float]], *, rater_kind: RaterKind
+) -> uuid.UUID:
+    """A study of these pairs. Raises DataError when there is nothing to compare."""
+    if not pairs:
+        raise DataError(f"Study {name} has no pairs to compare; generate at least two different clips a prompt.")
+    names = sorted({clip.version for a, b, _ in pairs for clip in (a, b)})
+    with ws.database.session() as s:
+        study = create_study(
+            s, name=name, versions=names, questions=list(QUESTIONS), minimum_listening_seconds=2.0, rater_kind=rater_kind
+        )
+        add_battles(s, study, [NewBattle(a.prompt_id, a.id, b.id, propensity=chance) for a, b, chance in pairs])
+    return study
+
+
+def judge_clips(
+    ws: Workspace, judge: Judge, clips: Sequence[Clip], progress: Progress = no_progress
+) -> dict[str, Judgement]:
+    """What the gold judge hears in each clip, by audio sha256."""
+    distinct = list(dict.fromkeys(clip.audio_sha256 for clip in clips))
+    heard: dict[str, Judgement] = {}
+    for start in range(0, len(distinct), 64):
+        part = distinct[start : start + 64]
+        audio = np.stack([ws.store.get_audio(sha256)[0] for sha256 in part])
+        heard.update(zip(part, judge(audio), strict=True))
+        progress(start + len(part), len(distinct))
+    return heard
+
+
+def simulate_votes(
+    ws: Workspace,
+    study_name: str,
+    listeners: Listeners,
+    *,
+    judge: Judge,
+    population: str = "default",
+    raters: int,
+    votes: int,
+    seed: int,
+    progress: Progress = no_progress,
+) -> int:
+    """Let simulated listeners vote, blind, until ``votes`` are in or no battle is left; the number saved.
+
+    Listeners take turns, so each casts about the same number. Raises DataError for a study of human raters."""
+    with ws.database.session(write=False) as s:
+        study = get_study(s, study_name)
+        battles = list_battles(s, study.id)
+        clips = get_clips(s, {c for b in battles for c in (b.clip_1_id, b.clip_2_id)})
+        prompts = get_prompts(s, list({b.prompt_id for b in battles}))
+    if study.rater_kind != RaterKind.SIMULATED:
+        raise DataError(f"Study {study_name} is for human raters; simulated votes never share a study with theirs.")
+    heard = judge_clips(ws, judge, list(clips.values()))
+    prompt_of = {b.id: b.prompt_id for b in battles}
+    service = VoteService(ws.database, secret=ws.secret)
+    panel = []
+    for number, (profile, listener) in enumerate(draw_population(listeners, population, raters, seed)):
+        rater = service.enrol_rater(
+            f"{study_name}/{seed}/{number}", kind=RaterKind.SIMULATED, cohort=f"simulated {profile}"
+        )
+        session = service.open_session(rater, study_name, user_agent_family="attune-simulation")
+        panel.append((session, listener, random.Random(f"{seed}/{number}")))
+    saved, active = 0, list(panel)
+    while active and saved < votes:
+        for member in list(active):
+            session, listener, rng = member
+            assignment = service.next_assignment(session, rng=rng)
+            if assignment is None:
+                active.remove(member)
+                continue
+            left, right = clips[assignment.left_clip_id], clips[assignment.right_clip_id]
+            tags = prompts[prompt_of[assignment.battle_id]].tags
+            outcome, axes = listener.vote(heard[left.audio_sha256], heard[right.audio_sha256], tags, rng)
+            service.record_vote(
+                session, VoteDraft(assignment.id, f"simulated/{assignment.id}", outcome, axes)
+            )
+            saved += 1
+            if saved % 20 == 0 or saved == votes:
+                progress(saved, votes)
+            if saved == votes:
+                break
+    return saved
+
+
+CREDIT = {Outcome.A: 1.0, Outcome.B: 0.0, Outcome.TIE: 0.5, Outcome.BOTH_BAD: 0.5}
+
+
+def votes_of(ws: Workspace, study_name: str) -> list[VoteRow]:
+    with ws.database.session(write=False) as s:
+        return counted_votes(s, study_ids=[get_study(s, study_name).id])
+
+
+def comparisons(rows: Sequence[VoteRow], label: Callable[[str, str], str]) -> list[Comparison]:
+    """Votes as comparisons; ``label(clip id, version)`` names the contestant a clip stands for."""
+    return [
+        Comparison(
+            label(row.left.clip_id, row.left.version), label(row.right.clip_id, row.right.version),
+            CREDIT[row.outcome], row.outcome, row.rater_id, row.prompt_id,
+        )  # fmt: skip
+        for row in rows
+        if row.outcome.trains
+    ]

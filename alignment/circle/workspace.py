@@ -1,0 +1,113 @@
+"""An open database with its store and the models in use: what every stage works on."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignment.clips import ClipStore
+from alignment.config import REPOSITORY, Settings
+from alignment.db.engine import Database, open_database
+from alignment.db.versions import get_version
+from alignment.domain import Version
+from alignment.errors import ModelError
+
+if TYPE_CHECKING:
+    from alignment.music.model import MusicModel
+    from alignment.rewards.encoder import ClapEncoder
+
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Says nothing."""
+
+
+@lru_cache(maxsize=1)
+def current_commit() -> str | None:
+    """The commit this code runs at, with ``+`` when files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(REPOSITORY), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != REPOSITORY:
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@dataclass
+class Workspace:
+    """One base model in memory at a time; versions swap adapters on it."""
+
+    database: Database
+    store: ClipStore
+    secret: str
+    _models: dict[str, MusicModel] = field(default_factory=dict, repr=False)
+    _encoder: ClapEncoder | None = field(default=None, repr=False)
+    _embeddings: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, settings: Settings) -> Workspace:
+        return cls(open_database(settings.database_url), ClipStore(settings.store), settings.secret)
+
+    def version(self, name: str) -> Version:
+        """Raises NotFoundError naming the known versions."""
+        with self.database.session(write=False) as s:
+            return get_version(s, name)
+
+    def base_model(self, source: str) -> MusicModel:
+        """The base without adapter, loaded once."""
+        from alignment.music.model import MusicModel
+
+        if source not in self._models:
+            self._models.clear()
+            self._models[source] = MusicModel.load(source)
+        model = self._models[source]
+        model.remove_adapter()
+        return model
+
+    def policy(self, version: Version) -> MusicModel:
+        """The version ready to sing. Raises ModelError when its base is no longer the registered one."""
+        model = self.base_model(version.base)
+        if model.base_sha256 != version.base_sha256:
+            raise ModelError(
+                f"Version {version.name} was registered on base {version.base} {version.base_sha256[:12]}, the files "
+                f"there are now {model.base_sha256[:12]}; restore the old files or register the new base."
+            )
+        if version.adapter_uri is not None:
+            model.load_adapter(self.store.path_of(version.adapter_uri))
+        return model
+
+    @property
+    def encoder(self) -> ClapEncoder:
+        from alignment.rewards.encoder import ClapEncoder
+
+        if self._encoder is None:
+            self._encoder = ClapEncoder()
+        return self._encoder
+
+    def embed_audio(self, sha256s: Iterable[str], progress: Progress = no_progress) -> dict[str, np.ndarray]:
+        """CLAP embedding (D,) of each stored clip, computed once a workspace."""
+        wanted = list(dict.fromkeys(sha256s))
+        missing = [sha for sha in wanted if sha not in self._embeddings]
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
+            loaded = [self.store.get_audio(sha) for sha in part]
+            vectors = self.encoder.audio([audio for audio, _ in loaded], loaded[0][1])
+            self._embeddings.update(zip(part, vectors, strict=True))
+            progress(start + len(part), len(missing))
+        return {sha: self._embeddings[sha] for sha in wanted}
+
+    def embed_text(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        distinct = list(dict.fromkeys(prompts))
+        return dict(zip(distinct, self.encoder.text(distinct), strict=True))

@@ -1,0 +1,70 @@
+"""`attune`: the command line. Results go to stdout, progress to stderr; heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import typer
+
+from alignment.cli import circle, database, demo, models, serve
+from alignment.errors import AttuneError
+
+# Nothing Attune runs reports home, and no model hub is asked behind a user's back.
+for name in ("HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED", "TOKENIZERS_PARALLELISM"):
+    os.environ.setdefault(name, "1" if name.startswith("HF") else "False")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+app = typer.Typer(
+    name="attune",
+    help="Align a text-to-music model to the people who listen to it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.add_typer(database.app, name="db")
+app.command("generate")(circle.generate)
+app.command("simulate-votes")(circle.simulate_votes)
+app.command("snapshot")(circle.snapshot)
+app.add_typer(models.reward, name="reward")
+app.add_typer(models.align, name="align")
+app.command("compare")(circle.compare)
+app.add_typer(models.versions, name="versions")
+app.command("serve")(serve.serve)
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Runs a command; our errors become one line and exit 1, Ctrl-C one line and exit 130."""
+    try:
+        code = app(standalone_mode=False)
+    except AttuneError as error:
+        code = _fail(str(error))
+    except KeyboardInterrupt:
+        code = _fail("Stopped. Everything saved so far is whole; run the same command again to go on.", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        code = _fail(f"{error.filename or 'A file'} cannot be written ({error.strerror}); free space or choose --home.")
+    except Exception as error:
+        # Usage errors know how to show themselves; anything else keeps its traceback.
+        show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None:
+            if type(error).__name__ == "Abort":
+                code = _fail("Stopped.", INTERRUPTED)
+            else:
+                raise
+        else:
+            show()
+            code = status
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    sys.stdout.flush()
+    print(f"attune: {message}", file=sys.stderr)
+    return code

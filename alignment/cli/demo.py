@@ -1,0 +1,60 @@
+"""`attune demo`: the whole circle on the embedded model, from an empty folder to a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignment.cli.common import bar
+
+
+def demo(
+    home: Annotated[Path, typer.Option(help="A run gets a new folder of its own below this one.")] = Path("data/demo"),
+    config: Annotated[Path | None, typer.Option(help="Recipe; default configs/tiny.yaml.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Fixes everything that is drawn.", show_default=False)] = None,
+    shuffle_votes: Annotated[
+        bool, typer.Option("--shuffle-votes", help="Control: permute winners in the snapshot, so votes say nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")] = False,
+) -> None:
+    """Turn the whole circle on a laptop: simulated listeners vote, DPO learns, a blind comparison decides."""
+    from alignment.config import REPOSITORY, DemoSettings, Settings, load_recipe
+
+    settings = load_recipe(config or REPOSITORY / "configs" / "tiny.yaml", DemoSettings)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+
+    from alignment.circle.demo import run_demo
+    from alignment.circle.workspace import Workspace
+    from alignment.db import migrate
+    from alignment.evaluation.report import terminal_table
+
+    folder = _new_folder(home)
+    where = Settings.from_environment(database=f"sqlite:///{folder / 'attune.db'}", store=str(folder / "store"))
+    migrate.upgrade(where.database_url)
+    ws = Workspace.open(where)
+    try:
+        result = run_demo(ws, settings, folder, shuffle_votes=shuffle_votes, bar=bar)
+    finally:
+        ws.database.close()
+    print(terminal_table(result.report))
+    print(f"\nReport: {result.summary['report']}")
+    print(f"Rate clips yourself, on this very database: attune serve --home {folder}", flush=True)
+    if as_json:
+        print(json.dumps(result.summary), flush=True)
+
+
+def _new_folder(home: Path) -> Path:
+    """The next free numbered folder, so that a second run never touches the votes of the first."""
+    home.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(p.name) for p in home.iterdir() if p.name.isdigit()), default=0)
+    while True:
+        folder = home / f"{number:03d}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1

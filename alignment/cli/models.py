@@ -1,0 +1,161 @@
+"""`attune reward train`, `attune align dpo`, `attune versions`: what is learnt from votes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignment.cli.common import AsJson, DatabaseUrl, Home, Seed, bar, emit, open_workspace, table
+
+reward = typer.Typer(no_args_is_help=True, help="Reward models.")
+align = typer.Typer(no_args_is_help=True, help="Fine-tune a version on votes.")
+versions = typer.Typer(no_args_is_help=True, help="Registered versions and their lineage.")
+Config = Annotated[Path | None, typer.Option(help="Recipe (YAML).", show_default=False)]
+
+
+@reward.callback()
+def _reward() -> None:
+    """Reward models."""
+
+
+@align.callback()
+def _align() -> None:
+    """Fine-tune a version on votes."""
+
+
+@reward.command("train")
+def train(
+    name: Annotated[str, typer.Argument(help="Name of the new reward model.")],
+    snapshot: Annotated[str, typer.Option(help="Snapshot to learn from.")],
+    config: Config = None,
+    home: Home = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn text adherence, quality and preference from a snapshot; accuracy is on prompts never seen."""
+    from alignment.config import REPOSITORY, RewardSettings, load_recipe
+
+    settings = load_recipe(config or REPOSITORY / "configs" / "reward.yaml", RewardSettings)
+
+    from alignment.circle.learn import load_snapshot, train_reward_model
+    from alignment.domain import Split
+
+    ws = open_workspace(home, database)
+    taken = load_snapshot(ws, snapshot)
+    with bar("reward model") as progress:
+        model = train_reward_model(ws, name, taken, settings, progress)
+    test = taken.frozen.split(Split.TEST)
+    accuracies = {}
+    if any(pair.preference != 0.5 for pair in test):
+        audio = ws.embed_audio([ref.audio_sha256 for pair in test for ref in (pair.a, pair.b)])
+        text = ws.embed_text([pair.prompt_text for pair in test])
+        accuracies = {head: model.accuracy(test, audio, text, head=head) for head in model.trained_heads}
+    lines = [f"{name}: {model.metrics['train_pairs']} training pairs, simulated votes: {taken.frozen.simulated}"]
+    lines += [
+        f"  {head}: {a.value:.1%} of held-out decisive votes [{a.low:.1%}, {a.high:.1%}], n {a.n}" for head, a in accuracies.items()
+    ] or ["  accuracy not measured: the snapshot has no decisive vote in its test split"]
+    emit(
+        {"reward_model": name, "simulated": taken.frozen.simulated, "metrics": model.metrics,
+         "accuracy": {head: {"value": a.value, "low": a.low, "high": a.high, "n": a.n} for head, a in accuracies.items()}},
+        "\n".join(lines), as_json,
+    )  # fmt: skip
+
+
+@align.command("dpo")
+def dpo(
+    name: Annotated[str, typer.Argument(help="Name of the new version.")],
+    snapshot: Annotated[str, typer.Option(help="Snapshot whose decisive train votes become pairs.")],
+    reward_model: Annotated[str | None, typer.Option("--reward", help="Also pair best against worst clips by this reward model.", show_default=False)] = None,
+    best_of: Annotated[int, typer.Option(min=2, max=64, help="N of the best/worst-of-N pairs.")] = 8,
+    parent: Annotated[str, typer.Option(help="Version to start from: a base.")] = "tiny-base",
+    config: Config = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this run.")] = False,
+    seed: Seed = 0,
+    home: Home = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Direct preference optimisation with a LoRA adapter; registers the result as a new version."""
+    from alignment.config import REPOSITORY, DpoSettings, load_recipe
+
+    settings = load_recipe(config or REPOSITORY / "configs" / "dpo.yaml", DpoSettings)
+    settings = settings.model_copy(update={"seed": seed})
+
+    from alignment.circle import learn
+    from alignment.circle.generate import generate_clips
+    from alignment.cli.common import settings_of
+    from alignment.db import prompts as queries
+    from alignment.domain import GenerationConfig, Split
+
+    ws = open_workspace(home, database)
+    start = ws.version(parent)
+    taken = learn.load_snapshot(ws, snapshot)
+    pool = None
+    if reward_model is not None:
+        scorer = learn.load_reward_model(ws, reward_model)
+        wanted = {pair.prompt_id for pair in taken.frozen.split(Split.TRAIN)}
+        with ws.database.session(write=False) as s:
+            prompts = [p for p in queries.list_prompts(s, split=Split.TRAIN) if str(p.id) in {str(w) for w in wanted}]
+        with bar(f"{best_of} clips a prompt") as progress:
+            clips = generate_clips(ws, parent, prompts, GenerationConfig(), per_prompt=best_of, seed=seed, progress=progress)
+        pool = (prompts, clips, learn.score_clips(ws, scorer, prompts, clips))
+    run_dir = Path(settings_of(home, database).store).parent / "runs" / name
+    with bar("DPO") as progress:
+        version, result = learn.align_dpo(
+            ws, name, parent=start, snapshot=taken, settings=settings, run_dir=run_dir, pool=pool, resume=resume, progress=progress
+        )
+    last = result.history[-1]
+    emit(
+        {"version": version.name, "adapter_sha256": version.adapter_sha256, "examples": result.examples,
+         "steps": result.steps, "seconds": result.seconds, "last": last, "simulated": version.simulated},
+        f"{version.name}: {result.examples} pairs, {result.steps} steps in {result.seconds:.0f} s, "
+        f"training accuracy {last['rewards/accuracies']:.0%}, adapter {(version.adapter_sha256 or '')[:12]}",
+        as_json,
+    )  # fmt: skip
+
+
+@versions.command("list")
+def list_all(home: Home = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """All versions, oldest first."""
+    from alignment.cli.common import settings_of
+    from alignment.db.engine import open_database
+    from alignment.db.versions import list_versions
+
+    db = open_database(settings_of(home, database).database_url)
+    with db.session(write=False) as s:
+        rows = [
+            {"name": v.name, "status": v.status.value, "parent": v.parent, "adapter": v.adapter_sha256 and v.adapter_sha256[:12],
+             "votes": "simulated" if v.simulated else ("human" if v.adapter_sha256 else None), "created": v.created_at and f"{v.created_at:%Y-%m-%d %H:%M}"}
+            for v in list_versions(s)
+        ]  # fmt: skip
+    text = table(rows, ["name", "status", "parent", "adapter", "votes", "created"]) if rows else "No versions yet; `attune generate` registers the base."
+    emit(rows, text, as_json)
+
+
+@versions.command("show")
+def show(name: str, home: Home = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """One version with its lineage down to the votes."""
+    from alignment.cli.common import settings_of
+    from alignment.db.engine import open_database
+    from alignment.versions import lineage
+
+    db = open_database(settings_of(home, database).database_url)
+    lines, rows = [], []
+    for depth, step in enumerate(lineage(db, name)):
+        version, pad = step.version, "  " * depth
+        lines.append(f"{pad}{version.name}  ({version.status.value}{', trained on simulated votes' if version.simulated else ''})")
+        lines.append(f"{pad}  base {version.base} {version.base_sha256[:12]}, commit {(version.commit or 'not recorded')[:12]}")
+        if step.run_kind:
+            lines.append(f"{pad}  {step.run_kind} on snapshot {step.snapshot}: {step.votes} votes, sha256 {(step.snapshot_sha256 or '')[:12]}")
+            lines.append(f"{pad}  adapter {(version.adapter_sha256 or '')[:12]}")
+        if version.parent:
+            lines.append(f"{pad}  from:")
+        rows.append(
+            {"name": version.name, "status": version.status.value, "base": version.base, "base_sha256": version.base_sha256,
+             "adapter_sha256": version.adapter_sha256, "commit": version.commit, "simulated": version.simulated,
+             "run": step.run_kind, "snapshot": step.snapshot, "snapshot_sha256": step.snapshot_sha256,
+             "votes": step.votes, "config": dict(step.config) if step.config else None}
+        )  # fmt: skip
+    emit({"version": name, "lineage": rows}, "\n".join(lines), as_json)

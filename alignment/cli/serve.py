@@ -1,0 +1,33 @@
+"""`attune serve`: the rating app on a database."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from alignment.cli.common import DatabaseUrl, Home, settings_of
+
+
+def serve(
+    study: Annotated[
+        str | None, typer.Option(help="Study to serve; default: a human study over the clips that are there.", show_default=False)
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    home: Home = None,
+    database: DatabaseUrl = None,
+) -> None:
+    """Open the blind listening page for human raters."""
+    from alignment.db.engine import open_database
+
+    settings = settings_of(home, database)
+    open_database(settings.database_url).close()  # faults are told before anything heavy is loaded
+
+    from alignment.circle.workspace import current_commit
+    from rating_app.serve import serve as run
+
+    run(
+        database_url=settings.database_url, store_root=settings.store, secret=settings.secret, host=host, port=port,
+        study_name=study, app_commit=current_commit(),
+    )  # fmt: skip

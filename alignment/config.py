@@ -1,0 +1,174 @@
+"""Recipes and settings: small frozen pydantic models; YAML in, every fault reported at once.
+
+Names follow TRL and PEFT where they exist there. A recipe file has one top-level mapping; unknown keys are
+refused with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alignment.domain import GenerationConfig
+from alignment.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Recipe(BaseModel):
+    """Base of all recipes: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class GenerationSettings(Recipe):
+    """How clips are sampled."""
+
+    temperature: float = Field(1.0, gt=0, le=5, description="softmax temperature; 1 samples the model as it is")
+    top_k: int = Field(0, ge=0, description="keep the k likeliest codes; 0 keeps all")
+    guidance: float = Field(1.0, ge=1, le=20, description="classifier-free guidance; 1 is none")
+    clip_seconds: float = Field(4.0, ge=0.5, le=30, description="length of a clip in seconds")
+
+    def to_domain(self) -> GenerationConfig:
+        return GenerationConfig(self.temperature, self.top_k, self.guidance, self.clip_seconds)
+
+
+class LoraSettings(Recipe):
+    """A LoRA adapter on the decoder (PEFT's names)."""
+
+    r: int = Field(16, ge=1, le=512, description="rank")
+    lora_alpha: float = Field(32.0, gt=0, description="scale; the update is multiplied by lora_alpha / r")
+    target_modules: tuple[Literal["self_attention", "cross_attention", "feed_forward"], ...] = Field(
+        ("self_attention", "cross_attention", "feed_forward"), min_length=1, description="where adapters sit"
+    )
+
+
+class RewardSettings(Recipe):
+    """Training of a reward model on frozen CLAP embeddings."""
+
+    hidden: int = Field(64, ge=1, le=4096, description="width of each head's hidden layer")
+    dropout: float = Field(0.3, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    batch_size: int = Field(64, ge=1)
+    epochs: int = Field(60, ge=1, description="at most; early stopping on the validation split ends sooner")
+    patience: int = Field(10, ge=1, description="epochs without a better validation loss before stopping")
+    axis_weight: float = Field(1.0, ge=0, description="weight of the two axes' losses beside the overall vote's")
+    both_bad: Literal["tie", "drop"] = Field("tie", description="what BOTH_BAD means here, rule version 1")
+    ensemble: int = Field(4, ge=1, le=64, description="heads trained from different seeds in one batched module")
+    seed: int = 0
+
+
+class DpoSettings(Recipe):
+    """Direct preference optimisation with LoRA (TRL's names)."""
+
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    beta: float = Field(0.1, gt=0, le=100, description="strength of the pull to the reference")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of votes taken to be flipped")
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(2.0, gt=0)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    chosen_weight: float = Field(0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)")
+    save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
+    gradient_checkpointing: bool = False
+    lora: LoraSettings = LoraSettings()
+    seed: int = 0
+
+
+class DemoSettings(Recipe):
+    """The whole circle on attune-tiny with simulated listeners."""
+
+    train_prompts: int = Field(150, ge=8, description="prompts voted on")
+    clips_per_prompt: int = Field(4, ge=2, le=16)
+    train_votes: int = Field(900, ge=20)
+    train_raters: int = Field(12, ge=2)
+    best_of: int = Field(8, ge=2, le=64, description="N of the best/worst-of-N pairs")
+    test_prompts: int = Field(150, ge=8)
+    test_votes: int = Field(450, ge=20)
+    test_raters: int = Field(8, ge=2)
+    generation: GenerationSettings = GenerationSettings()
+    reward: RewardSettings = RewardSettings()
+    dpo: DpoSettings = DpoSettings()
+    seed: int = 0
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        found = model.model_fields.get(str(part))
+        if found is None or not isinstance(found.annotation, type) or not issubclass(found.annotation, BaseModel):
+            return []
+        model = found.annotation
+    return list(model.model_fields)
+
+
+def parse_recipe(values: Any, recipe: type[R], *, origin: str = "recipe") -> R:
+    """The validated recipe. Raises ConfigError naming every fault at once, with the nearest known key."""
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: found a {type(values).__name__}, needs a mapping of keys to values.")
+    try:
+        return recipe.model_validate(values)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            location = fault["loc"]
+            name = ".".join(str(part) for part in location)
+            if fault["type"] == "extra_forbidden":
+                known = _field_names(recipe, location[:-1])
+                near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}."
+                faults.append(f"unknown key {name}; {hint}")
+            else:
+                faults.append(f"{name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}.")
+        raise ConfigError(f"{origin}: " + " ".join(faults)) from None
+
+
+def load_recipe(path: str | Path, recipe: type[R]) -> R:
+    """The recipe in a YAML file. Raises ConfigError when it is missing, is not YAML, or has faults."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; the recipes that ship with Attune are in configs/.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a YAML file.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{where}; compare it with the files in configs/.") from None
+    return parse_recipe(values, recipe, origin=str(path))
+
+
+class Settings(Recipe):
+    """Where things are; from the environment, then from command-line options."""
+
+    database_url: str
+    store: str
+    secret: str
+
+    @classmethod
+    def from_environment(cls, *, database: str | None = None, store: str | None = None) -> Settings:
+        """ATTUNE_DATABASE, ATTUNE_STORE and ATTUNE_SECRET, with ``data/attune.db`` and ``data/store`` as defaults."""
+        home = Path(os.environ.get("ATTUNE_HOME", "data"))
+        url = database or os.environ.get("ATTUNE_DATABASE") or f"sqlite:///{home / 'attune.db'}"
+        if "://" not in url:
+            url = f"sqlite:///{url}"
+        return cls(
+            database_url=url,
+            store=store or os.environ.get("ATTUNE_STORE") or str(home / "store"),
+            secret=os.environ.get("ATTUNE_SECRET", "attune-development-secret"),
+        )

@@ -1,0 +1,1 @@
+"""The database: tables, engine, migrations and queries by subject. The only SQL in the project."""

@@ -1,0 +1,223 @@
+"""Opening a database: SQLite and PostgreSQL set up alike, every failure told in one sentence."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from alignment.errors import DatabaseError, SchemaVersionError
+
+BUSY_SECONDS = 30
+
+# Fragments of what SQLite and PostgreSQL say, and what a person should do about it.
+_SENTENCES = (
+    (
+        ("file is not a database", "database disk image is malformed"),
+        "is not a database or is damaged; give another path or restore a copy",
+    ),
+    (
+        ("unable to open database file",),
+        "cannot be opened; check that the path is a file and its folder can be written",
+    ),
+    (
+        ("database or disk is full", "no space left on device", "could not extend file"),
+        "has no room left; free some space, nothing was half-written",
+    ),
+    (
+        ("readonly database", "read-only transaction", "read-only database"),
+        "is read-only; make it writable or give another path",
+    ),
+    (("database is locked",), f"was busy for more than {BUSY_SECONDS} seconds; stop the other process and try again"),
+    (("disk i/o error",), "could not be read or written; check the disk"),
+    (("password authentication failed", "no password supplied"), "refused the user name or password"),
+    (("does not exist",), "does not have what was asked for"),
+    (
+        ("connection refused", "could not translate host", "connection failed", "timeout expired", "connection is bad"),
+        "cannot be reached; check the address and that the server runs",
+    ),
+    (("append-only",), "keeps this table append-only; write a new row instead of changing an old one"),
+)
+
+
+def shown(url: str | sa.URL) -> str:
+    """The address without its password: a path for SQLite, a URL otherwise."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return parsed.database or "the in-memory database"
+    return parsed.render_as_string(hide_password=True)
+
+
+def explain(error: Exception, url: str | sa.URL) -> DatabaseError:
+    """The DatabaseError that says in one sentence what ``error`` means for a person."""
+    raw = str(getattr(error, "orig", None) or error).strip()
+    first = " ".join(raw.split("\n\n")[0].split())
+    for fragments, sentence in _SENTENCES:
+        if any(fragment in raw.lower() for fragment in fragments):
+            return DatabaseError(f"{shown(url)} {sentence} ({first}).")
+    return DatabaseError(f"{shown(url)} refused the operation ({first}).")
+
+
+def normalised(url: str | sa.URL) -> sa.URL:
+    """The URL with the driver this code uses. Raises DatabaseError for anything but SQLite and PostgreSQL."""
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+    except (SQLAlchemyError, ValueError):
+        raise DatabaseError(
+            f"{url!r} is not a database address; write sqlite:///data/attune.db or postgresql://user@host/name."
+        ) from None
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise DatabaseError("An in-memory database would lose every vote; give a file: sqlite:///data/attune.db.")
+        return parsed.set(drivername="sqlite")
+    raise DatabaseError(f"{backend} is not supported; use SQLite (sqlite:///data/attune.db) or PostgreSQL.")
+
+
+def sqlite_path(url: sa.URL) -> Path | None:
+    """The file of a plain SQLite URL; None for PostgreSQL and for ``file:`` URIs."""
+    if url.get_backend_name() != "sqlite" or (url.database or "").startswith("file:"):
+        return None
+    return Path(url.database or "")
+
+
+def create_engine(url: str | sa.URL) -> sa.Engine:
+    """An engine with Attune's settings; connects to nothing yet.
+
+    SQLite: foreign keys, write-ahead log, full synchronous writes. The driver's own transaction handling is
+    switched off, because it commits before DDL and begins too late for a read followed by a write.
+    """
+    url = normalised(url)
+    if url.get_backend_name() != "sqlite":
+        timeout = {} if "connect_timeout" in url.query else {"connect_timeout": 10}
+        return sa.create_engine(url, pool_pre_ping=True, connect_args=timeout)
+    engine = sa.create_engine(
+        url, pool_size=16, max_overflow=48, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def set_up(connection, _record) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        # Without this INSERT OR REPLACE deletes rows behind the back of the append-only triggers.
+        connection.execute("PRAGMA recursive_triggers=ON")
+        connection.execute("PRAGMA synchronous=FULL")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0].lower() != "wal":
+            connection.execute("PRAGMA journal_mode=WAL")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # IMMEDIATE takes the write lock at once: a transaction that reads first could otherwise not be promoted.
+        read_only = connection.get_execution_options().get("attune_read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+_write_locks: dict[str, threading.Lock] = {}
+_write_locks_guard = threading.Lock()
+
+
+class Database:
+    """An open database. Use ``session()`` for every transaction; ``close()`` when done."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self.url = engine.url.render_as_string(hide_password=False)
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        self._sessions = sessionmaker(engine, expire_on_commit=False)
+        self._readers = sessionmaker(
+            engine.execution_options(attune_read_only=True), expire_on_commit=False, autoflush=False
+        )
+        self._here = threading.local()
+        with _write_locks_guard:
+            # One lock a file: waiting here is fair and quick, waiting inside SQLite is polling.
+            self._write_lock = _write_locks.setdefault(self.url, threading.Lock())
+
+    @contextmanager
+    def session(self, *, write: bool = True) -> Iterator[Session]:
+        """A transaction: commits at the end of the block, rolls back on any error.
+
+        On SQLite only one writing session exists at a time in a process; keep it short, and do not call
+        VoteService inside one. ``write=False`` sees one moment's state, waits for nobody and is rolled back.
+        Raises DatabaseError in one sentence for whatever the database refuses.
+        """
+        if not write:
+            with self._told(), self._readers() as session:
+                yield session
+            return
+        if not self.is_sqlite:
+            with self._told(), self._sessions.begin() as session:
+                yield session
+            return
+        if getattr(self._here, "writing", False):
+            raise DatabaseError(
+                "A writing session is already open in this thread; end it first, or read with session(write=False)."
+            )
+        with self._write_lock:
+            self._here.writing = True
+            try:
+                with self._told(), self._sessions.begin() as session:
+                    yield session
+            finally:
+                self._here.writing = False
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise explain(error, self.engine.url) from error
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self.engine.dispose()
+
+
+def open_database(url: str, *, check_schema: bool = True) -> Database:
+    """The database at ``url``, reachable and writable.
+
+    Raises SchemaVersionError when its schema is missing, older or newer than this code, and DatabaseError in one
+    sentence when it is unreachable, no database, read-only or full. Creates the parent folder of an SQLite file
+    when ``check_schema`` is False; never an empty file when it is True.
+    """
+    from alignment.db import migrate
+
+    parsed = normalised(url)
+    path = sqlite_path(parsed)
+    if path is not None and not path.exists():
+        if check_schema:
+            raise SchemaVersionError(f"{path}: there is no database yet; run `attune db upgrade` to create it.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseError(f"{path.parent} cannot be created ({error.strerror}); give another path.") from error
+    engine = create_engine(parsed)
+    try:
+        _check_writable(engine)
+        if check_schema:
+            migrate.check_schema(engine)
+    except DBAPIError as error:
+        engine.dispose()
+        raise explain(error, parsed) from error
+    except BaseException:
+        engine.dispose()
+        raise
+    return Database(engine)
+
+
+def _check_writable(engine: sa.Engine) -> None:
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            if connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
+                raise DatabaseError(f"{shown(engine.url)} is read-only; connect to the primary server.")
+        else:
+            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")  # BEGIN IMMEDIATE has asked to write
+        connection.rollback()

@@ -1,0 +1,260 @@
+"""The values that cross boundaries: frozen, typed, free of SQL and torch. The words are the handbook's."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+class Outcome(enum.StrEnum):
+    """What a rater said overall. A is the clip shown left, B the one shown right."""
+
+    A = "A"
+    B = "B"
+    TIE = "TIE"
+    BOTH_BAD = "BOTH_BAD"
+    SKIP = "SKIP"
+    FAULT = "FAULT"
+
+    @property
+    def trains(self) -> bool:
+        """SKIP and FAULT never train anything and never count in a comparison."""
+        return self not in (Outcome.SKIP, Outcome.FAULT)
+
+    @property
+    def is_decisive(self) -> bool:
+        return self in (Outcome.A, Outcome.B)
+
+
+class Side(enum.StrEnum):
+    LEFT = "left"
+    RIGHT = "right"
+
+
+class Split(enum.StrEnum):
+    TRAIN = "train"
+    VALID = "valid"
+    TEST = "test"
+    LEADERBOARD = "leaderboard"
+
+
+class RaterKind(enum.StrEnum):
+    HUMAN = "human"
+    SIMULATED = "simulated"
+
+
+class BattleKind(enum.StrEnum):
+    NORMAL = "normal"
+    GOLD = "gold"
+    REPEAT = "repeat"
+    ANCHOR = "anchor"
+
+
+class VersionStatus(enum.StrEnum):
+    CANDIDATE = "candidate"
+    CHAMPION = "champion"
+    RETIRED = "retired"
+
+
+class ClipSource(enum.StrEnum):
+    GENERATED = "generated"
+    EXTERNAL = "external"
+
+
+class Axis(enum.StrEnum):
+    """Five steps from A to B: -2 clearly A, -1 slightly A, 0 equal, 1 slightly B, 2 clearly B."""
+
+    TEXT_ADHERENCE = "text_adherence"
+    QUALITY = "quality"
+
+
+def canonical_sha256(value: object) -> str:
+    """sha256, hex, of ``value`` as canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How clips are sampled. ``top_k`` 0 means no truncation; ``guidance`` 1 means none."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    guidance: float = 1.0
+    clip_seconds: float = 4.0
+
+    @property
+    def sha256(self) -> str:
+        return canonical_sha256(
+            {
+                "temperature": float(self.temperature),
+                "top_k": int(self.top_k),
+                "guidance": float(self.guidance),
+                "clip_seconds": float(self.clip_seconds),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    id: uuid.UUID
+    text: str
+    source: str
+    split: Split
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered policy. The base itself is a version without adapter."""
+
+    id: uuid.UUID
+    name: str
+    base: str
+    base_sha256: str
+    status: VersionStatus
+    adapter_sha256: str | None = None
+    adapter_uri: str | None = None
+    parent: str | None = None
+    train_run_id: uuid.UUID | None = None
+    commit: str | None = None
+    simulated: bool = False  # trained on simulated votes: never promoted for humans
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class AudioFacts:
+    """Measured on the stored audio: integrated loudness (BS.1770, LUFS), true peak (dBTP), shares in [0, 1]."""
+
+    sample_rate_hz: int
+    seconds: float
+    lufs: float | None  # None for silence
+    true_peak_dbtp: float
+    silence_ratio: float
+    clipping_ratio: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Audio one version generated for a prompt, by content address, with the codes that were sampled."""
+
+    id: uuid.UUID
+    prompt_id: uuid.UUID
+    version: str
+    generation: GenerationConfig
+    seed: int
+    audio_sha256: str
+    codes_sha256: str | None
+    facts: AudioFacts
+    source: ClipSource = ClipSource.GENERATED
+    generation_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Battle:
+    """Two clips for one prompt. ``propensity`` is the probability with which this pair was chosen, > 0."""
+
+    id: uuid.UUID
+    study_id: uuid.UUID
+    prompt_id: uuid.UUID
+    clip_1_id: uuid.UUID
+    clip_2_id: uuid.UUID
+    kind: BattleKind = BattleKind.NORMAL
+    propensity: float = 1.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One battle served to one listening session, sides drawn for this assignment alone."""
+
+    id: uuid.UUID
+    session_id: uuid.UUID
+    battle_id: uuid.UUID
+    prompt_text: str
+    left_clip_id: uuid.UUID
+    right_clip_id: uuid.UUID
+    first_side: Side
+    nonce: str
+    served_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class VoteDraft:
+    """What a listener's client sends. ``heard_seconds`` are distinct media seconds a side."""
+
+    assignment_id: uuid.UUID
+    idempotency_key: str
+    outcome: Outcome
+    axes: Mapping[Axis, int] = field(default_factory=dict)
+    confidence: int | None = None  # 1 guess .. 3 sure
+    comment: str | None = None
+    heard_left_seconds: float = 0.0
+    heard_right_seconds: float = 0.0
+    switches: int = 0
+    decision_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class VoteReceipt:
+    """Returned only after the commit. ``repeated`` is True when the same idempotency key was already saved."""
+
+    vote_id: uuid.UUID
+    assignment_id: uuid.UUID
+    revision: int
+    row_hash: str
+    saved_at: datetime
+    repeated: bool
+
+
+@dataclass(frozen=True)
+class ClipRef:
+    """What a trainer needs to know of a clip: where its codes and audio are, and who sang it."""
+
+    clip_id: str
+    version: str
+    audio_sha256: str
+    codes_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A training example made of one vote. ``preference`` is the credit of clip a: 1, 0, or 0.5 for a tie.
+
+    ``axes`` are in [-2, 2], positive when clip b is better. ``a`` was shown left.
+    """
+
+    vote_id: str
+    prompt_id: str
+    prompt_text: str
+    split: Split
+    a: ClipRef
+    b: ClipRef
+    outcome: Outcome
+    preference: float
+    axes: Mapping[str, int]
+    rater_id: str
+    rater_kind: RaterKind
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One counted vote between two versions, for rating statistics.
+
+    ``credit`` is the credit of ``version_left``: 1 won, 0 lost, 0.5 tie or both bad.
+    """
+
+    version_left: str
+    version_right: str
+    credit: float
+    outcome: Outcome
+    rater_id: str
+    prompt_id: str

@@ -1,0 +1,250 @@
+"""The bridge to native audiocraft: its language model with our weights, and our weights from its.
+
+audiocraft 1.3.0 runs on this stack unchanged, but imports at start-up much that a language model never calls
+(xformers, spacy, av ...). ``import_audiocraft`` stands in for whatever of that is missing while it imports.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignment.errors import ModelError
+from alignment.music.adapter import base_tensors
+from alignment.music.model import MusicModel
+from alignment.music.text import TextBatch
+
+# What audiocraft's packages import at the top of a file and a language model does not call.
+ABSENT = ("av", "dac", "demucs", "dora", "flashy", "hydra", "laion_clap", "librosa", "spacy", "torchaudio",
+          "torchmetrics", "xformers")  # fmt: skip
+LAYER_NAMES = {
+    "linear1": "fc1",
+    "linear2": "fc2",
+    "norm1": "self_attn_layer_norm",
+    "norm_cross": "encoder_attn_layer_norm",
+    "norm2": "final_layer_norm",
+    "self_attn.out_proj": "self_attn.out_proj",
+    "cross_attention.out_proj": "encoder_attn.out_proj",
+}
+ATTENTIONS = {"self_attn": "self_attn", "cross_attention": "encoder_attn"}
+PROJECTION = "condition_provider.conditioners.description.output_proj"
+
+
+def import_audiocraft() -> types.ModuleType:
+    """The ``audiocraft.models.lm`` module. Raises ModelError when audiocraft is not installed."""
+    if "audiocraft.models.lm" in sys.modules:
+        return sys.modules["audiocraft.models.lm"]
+    if importlib.util.find_spec("audiocraft") is None:
+        raise ModelError("audiocraft is not installed; run: pip install --no-deps audiocraft==1.3.0")
+    _remember_what_is_installed()
+    with _stand_ins():
+        return importlib.import_module("audiocraft.models.lm")
+
+
+def delay_pattern(codebooks: int, frames: int) -> Any:
+    """audiocraft's own delay Pattern for T frames of K books."""
+    import_audiocraft()
+    patterns = importlib.import_module("audiocraft.modules.codebooks_patterns")
+    return patterns.DelayedPatternProvider(n_q=codebooks).get_pattern(frames)
+
+
+def to_audiocraft(model: MusicModel) -> nn.Module:
+    """audiocraft's LMModel with the base's weights. It hears text through ``condition_tensors`` only."""
+    lm = import_audiocraft()
+    patterns = importlib.import_module("audiocraft.modules.codebooks_patterns")
+    conditioners = importlib.import_module("audiocraft.modules.conditioners")
+    config = model.hf.config.decoder
+    native = lm.LMModel(
+        patterns.DelayedPatternProvider(n_q=model.codebooks),
+        conditioners.ConditioningProvider({}),
+        conditioners.ConditionFuser({"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []}),
+        n_q=model.codebooks,
+        card=model.codebook_size,
+        dim=model.width,
+        num_heads=config.num_attention_heads,
+        hidden_scale=config.ffn_dim / config.hidden_size,
+        norm="layer_norm",
+        norm_first=True,
+        bias_proj=False,
+        bias_ff=False,
+        bias_attn=False,
+        causal=True,
+        custom=True,
+        cross_attention=True,
+        activation=config.activation_function,
+        num_layers=config.num_hidden_layers,
+        dropout=0.0,
+        positional_embedding="sin",
+    )
+    state = to_audiocraft_state(base_tensors(model.hf))
+    native.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(PROJECTION)})
+    return native.eval().to(model.device)
+
+
+def from_audiocraft(native: nn.Module, model: MusicModel) -> None:
+    """Copy an LMModel's weights into the base of ``model``, whose shapes must be the same. Raises ModelError.
+
+    The base is another one afterwards: its checksum is taken anew."""
+    if model.has_adapter:
+        raise ModelError("This model has an adapter, made for the base about to be replaced; remove it first.")
+    state = from_audiocraft_state(native.state_dict())
+    current = model.hf.state_dict()
+    wrong = [name for name, tensor in state.items() if name not in current or current[name].shape != tensor.shape]
+    wrong += [name for name in current if name.startswith("decoder.") and name not in state]
+    if wrong:
+        raise ModelError(f"The audiocraft model does not fit this MusicGen's shapes, first at {wrong[0]}.")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            current[name].copy_(tensor)
+    model.text_cache.clear()
+    model.base_sha256 = model.checksum()
+
+
+def compute_logits(native: nn.Module, codes: Tensor, text: TextBatch) -> Tensor:
+    """audiocraft's own logits (B, K, T, V), aligned with codes by its own pattern.
+
+    It attends to zeroed padding where transformers masks it, so give prompts of equal length or one at a time."""
+    if not bool(text.mask.all()):
+        raise ModelError("audiocraft attends to padding; give it prompts of equal length, or one at a time.")
+    conditions = {"description": (text.hidden, text.mask)}
+    # By default audiocraft leaves out (as NaN) the last K - 1 steps, in which some books have already ended.
+    return native.compute_predictions(
+        codes, conditions=[], condition_tensors=conditions, keep_only_valid_steps=False
+    ).logits
+
+
+def to_audiocraft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """audiocraft's names for the decoder and text projection of a transformers MusicGen's state."""
+    native: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith("enc_to_dec_proj."):
+            native[f"{PROJECTION}.{name.removeprefix('enc_to_dec_proj.')}"] = tensor
+        if not name.startswith("decoder."):
+            continue
+        name = name.removeprefix("decoder.").removeprefix("model.decoder.")
+        if name.startswith("layers."):
+            _, layer, rest = name.split(".", 2)
+            _add_layer_tensor(native, state, f"transformer.layers.{layer}", layer, rest, tensor)
+        else:
+            renamed = name.replace("embed_tokens.", "emb.").replace("lm_heads.", "linears.")
+            native[renamed.replace("layer_norm.", "out_norm.")] = tensor
+    return native
+
+
+def from_audiocraft_state(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``to_audiocraft_state``."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in native.items():
+        if name.startswith(PROJECTION):
+            state[f"enc_to_dec_proj{name.removeprefix(PROJECTION)}"] = tensor
+        elif name.startswith("transformer.layers."):
+            layer, rest = name.removeprefix("transformer.layers.").split(".", 1)
+            prefix = f"decoder.model.decoder.layers.{layer}"
+            module, kind = rest.rsplit(".", 1)
+            if kind == "in_proj_weight":
+                for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+                    state[f"{prefix}.{ATTENTIONS[module]}.{part}_proj.weight"] = chunk
+            elif module in LAYER_NAMES:
+                state[f"{prefix}.{LAYER_NAMES[module]}.{kind}"] = tensor
+            else:
+                raise ModelError(f"The audiocraft model has {name}, which a MusicGen does not.")
+        elif name.startswith("linears."):
+            state[f"decoder.lm_heads.{name.removeprefix('linears.')}"] = tensor
+        elif name.startswith("emb."):
+            state[f"decoder.model.decoder.embed_tokens.{name.removeprefix('emb.')}"] = tensor
+        elif name.startswith("out_norm."):
+            state[f"decoder.model.decoder.layer_norm.{name.removeprefix('out_norm.')}"] = tensor
+    return state
+
+
+def _add_layer_tensor(
+    native: dict[str, Tensor], state: Mapping[str, Tensor], prefix: str, layer: str, rest: str, tensor: Tensor
+) -> None:
+    module, kind = rest.rsplit(".", 1)
+    for theirs, ours in LAYER_NAMES.items():
+        if module == ours:
+            native[f"{prefix}.{theirs}.{kind}"] = tensor
+    for theirs, ours in ATTENTIONS.items():
+        if rest == f"{ours}.q_proj.weight":
+            where = f"decoder.model.decoder.layers.{layer}.{ours}"
+            native[f"{prefix}.{theirs}.in_proj_weight"] = torch.cat(
+                [state[f"{where}.{part}_proj.weight"] for part in "qkv"]
+            )
+
+
+class _Anything(abc.ABCMeta):  # an ABC may inherit from a stand-in
+    """A class on which every attribute is again such a class, so that it can be a base class or a decorator."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _nothing(name)
+
+
+def _nothing(name: str) -> type:
+    return _Anything(name, (), {"__init__": lambda self, *args, **kwargs: None, "__call__": lambda self, given: given})
+
+
+class _StandIn(types.ModuleType):
+    """A module whose every attribute is a class that does nothing, but for ``xformers.ops.unbind``, which attention needs."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if (self.__name__, name) == ("xformers", "ops"):
+            return types.SimpleNamespace(unbind=torch.unbind)
+        return _nothing(name)
+
+
+class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Found last, so that what is really installed is used."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        if name.partition(".")[0] in ABSENT:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Afterwards nothing of them stays importable, or other libraries would believe them installed."""
+    finder = _StandInFinder()
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name, module in sys.modules.items() if isinstance(module, _StandIn)]:
+            del sys.modules[name]
+
+
+def _remember_what_is_installed() -> None:
+    """transformers caches these answers at the first question; ask before any stand-in could answer."""
+    from transformers.utils import import_utils
+
+    for name in dir(import_utils):
+        question = getattr(import_utils, name)
+        if name.startswith("is_") and name.endswith("_available") and callable(question):
+            try:
+                question()
+            except Exception:  # noqa: S112 - some take arguments or probe hardware; they are not the ones in question
+                continue

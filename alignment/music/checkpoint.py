@@ -1,0 +1,138 @@
+"""Reading a MusicGen checkpoint from a folder or the hub: safetensors only, every fault one sentence."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import MusicgenForConditionalGeneration
+
+TINY = Path(__file__).resolve().parent / "tiny"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def read(source: str | Path) -> tuple[MusicgenForConditionalGeneration, Any, str]:
+    """(model in float32, tokenizer, short name). Raises ModelError."""
+    if str(source) == "tiny":
+        if not (TINY / "config.json").is_file():
+            raise ModelError(
+                "The embedded model attune-tiny is not in this checkout (alignment/music/tiny has no config.json); "
+                "fetch the whole repository or build it with the scripts in scripts/tiny."
+            )
+        return *_from_folder(TINY), "tiny"
+    folder = Path(source)
+    if folder.is_dir():
+        return *_from_folder(folder), folder.name
+    if folder.exists():
+        raise ModelError(f"{source}: is a file; give the folder that holds config.json and model.safetensors.")
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return *_from_hub(source), source
+    raise ModelError(f"{source}: no such folder; give a MusicGen folder, 'tiny', or a hub id like owner/name.")
+
+
+def require_supported(hf: Any, source: str) -> None:
+    """Raise ModelError unless ``hf`` is a mono MusicGen whose parts fit together."""
+    from transformers import MusicgenForConditionalGeneration
+
+    if not isinstance(hf, MusicgenForConditionalGeneration):
+        raise ModelError(f"{source}: is a {type(hf).__name__}; needs a MusicgenForConditionalGeneration.")
+    decoder, codec = hf.config.decoder, hf.config.audio_encoder
+    if decoder.audio_channels != 1:
+        raise ModelError(f"{source}: is a stereo MusicGen; Attune works with mono checkpoints so far.")
+    if codec.codebook_size != decoder.vocab_size:
+        raise ModelError(
+            f"{source}: the codec has {codec.codebook_size} codes a book and the decoder {decoder.vocab_size}; "
+            "they must be equal."
+        )
+    if bandwidth_kbps(hf) == 0:
+        raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {decoder.num_codebooks} codebooks.")
+
+
+def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
+    """The codec bandwidth whose number of codebooks is the decoder's; the nearest above it, or 0 without one."""
+    quantizer = hf.audio_encoder.quantizer
+    for bandwidth in sorted(hf.config.audio_encoder.target_bandwidths):
+        if quantizer.get_num_quantizers_for_bandwidth(bandwidth) >= hf.config.decoder.num_codebooks:
+            return float(bandwidth)
+    return 0.0
+
+
+def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
+    _check_config(folder)
+    _check_weights(folder)
+    try:
+        return _load(str(folder), local_files_only=True)
+    except ModelError:
+        raise
+    # transformers raises many kinds for a checkpoint whose parts disagree; all mean the same to the reader.
+    except Exception as error:
+        raise ModelError(f"{folder}: cannot be loaded as a MusicGen ({_line(error)}); fetch or save it again.") from error
+
+
+def _from_hub(source: str) -> tuple[MusicgenForConditionalGeneration, Any]:
+    try:
+        return _load(source, local_files_only=False)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{source}: cannot be fetched from the model hub ({_line(error)}); check the name and the network, "
+            "or download it elsewhere and give its folder."
+        ) from error
+
+
+def _load(source: str, *, local_files_only: bool) -> tuple[MusicgenForConditionalGeneration, Any]:
+    import torch
+    from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+    hf, info = MusicgenForConditionalGeneration.from_pretrained(
+        source, local_files_only=local_files_only, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # transformers would go on with random weights in their place.
+        raise ModelError(f"{source}: its weights lack {len(missing)} tensors, first {missing[0]}; fetch it again.")
+    return hf, AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+
+
+def _check_config(folder: Path) -> None:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: has no config.json, so it is not a model; give a MusicGen folder.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({_line(error)}); fetch the model again.") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "musicgen":
+        raise ModelError(f"{folder}: is a {kind or 'model of no known type'}, not a MusicGen; give a MusicGen folder.")
+
+
+def _check_weights(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = [path.name for pattern in PICKLED for path in sorted(folder.glob(pattern))]
+        if pickled:
+            raise ModelError(
+                f"{folder}: its weights are pickled ({pickled[0]}), which can run code when opened; "
+                "convert them to safetensors first."
+            )
+        raise ModelError(f"{folder}: has no model.safetensors; fetch the model's weights too.")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as handle:
+                handle.keys()
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{path}: is damaged ({_line(error)}); fetch it again.") from None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

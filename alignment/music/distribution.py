@@ -1,0 +1,47 @@
+"""The distribution codes are drawn from: guidance, then temperature, then top-k.
+
+Sampling and scoring both come through here, so their log-probabilities cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alignment.domain import GenerationConfig
+
+
+def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance on logits (arXiv:2207.12598): u + guidance * (c - u)."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def shape_logits(logits: Tensor, generation: GenerationConfig) -> Tensor:
+    """Float32 logits (..., V) after temperature and top-k; what is cut off is -inf. Ties at the k-th are kept."""
+    logits = logits.float()
+    if generation.temperature != 1.0:
+        logits = logits / generation.temperature
+    if 0 < generation.top_k < logits.shape[-1]:
+        kth = torch.topk(logits, generation.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    return logits
+
+
+def token_logprobs(logits: Tensor, codes: Tensor, generation: GenerationConfig) -> Tensor:
+    """Log-probability in nats of each code (...,) under logits (..., V); -inf for a code that top-k cuts off."""
+    shaped = shape_logits(logits, generation)
+    chosen = shaped.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+    return chosen - shaped.logsumexp(dim=-1)
+
+
+def draw(logits: Tensor, uniforms: Tensor, generation: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """Codes (...,) int64 by inverse CDF, and their log-probabilities in nats; ``uniforms`` (...,) in [0, 1)."""
+    shaped = shape_logits(logits, generation)
+    highest = shaped.amax(dim=-1, keepdim=True)
+    cdf = (shaped - highest).exp().cumsum(dim=-1)  # not normalised
+    total = cdf[..., -1:]
+    # u * total may round up to the total itself, which would point past the last possible code.
+    target = torch.minimum(uniforms.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    codes = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
+    logprobs = shaped.gather(-1, codes) - highest - total.log()
+    return codes.squeeze(-1), logprobs.squeeze(-1)

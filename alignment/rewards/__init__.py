@@ -1,0 +1,1 @@
+"""Reward models: frozen CLAP embeddings, small heads trained on pairs, calibrated scores."""

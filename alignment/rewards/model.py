@@ -1,0 +1,176 @@
+"""A trained reward model: scores with their uncertainty, accuracy with its interval, a folder on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from alignment.domain import Pair
+from alignment.errors import DataError, ModelError, NotFoundError, StoreError
+from alignment.rewards.heads import HEADS, HeadEnsemble
+
+FORMAT = 1
+Embeddings = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of N clips, each (N,) float64, in logits: the difference of two clips is the log-odds that one is liked.
+
+    ``uncertainty`` is the deviation of the preference score between the ensemble's members. A head that had nothing to
+    learn from (no vote answered its question) is all NaN."""
+
+    text_adherence: np.ndarray
+    quality: np.ndarray
+    preference: np.ndarray
+    uncertainty: np.ndarray
+
+
+@dataclass(frozen=True)
+class RewardAccuracy:
+    """Share of ``n`` decisive votes whose winner scores higher (equal scores count half), with its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    prompts: int
+    confidence: float = 0.95
+
+
+@dataclass
+class RewardModel:
+    """Heads with the temperatures that calibrate them; ``metrics`` is what training measured."""
+
+    heads: HeadEnsemble
+    encoder: str = ""
+    temperatures: dict[str, float] = field(default_factory=dict)
+    trained_heads: tuple[str, ...] = HEADS
+    settings: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def score(
+        self, prompts: Sequence[str], audio_vecs: np.ndarray, text_vecs: np.ndarray | Embeddings
+    ) -> Scores:
+        """Scores of N clips. audio_vecs (N, D); text_vecs (N, D) or a mapping from each prompt to its (D,).
+
+        Raises DataError when the shapes do not fit or an embedding is not finite."""
+        if isinstance(text_vecs, Mapping):
+            text_vecs = stack(text_vecs, prompts, "text embedding of prompt")
+        audio = np.asarray(audio_vecs, dtype=np.float32)
+        text = np.asarray(text_vecs, dtype=np.float32)
+        needed = (len(prompts), self.heads.width)
+        if audio.shape != needed or text.shape != needed:
+            raise DataError(f"Embeddings are {audio.shape} and {text.shape}; this reward model needs {needed} of each.")
+        if not (np.isfinite(audio).all() and np.isfinite(text).all()):
+            raise DataError("An embedding is not finite; is a clip silent or damaged?")
+        members = self.member_scores(torch.from_numpy(audio), torch.from_numpy(text))
+        means = {head: scores.mean(0).double().numpy() for head, scores in members.items()}
+        spread = members["preference"].std(0, correction=0).double().numpy()
+        for head in set(HEADS) - set(self.trained_heads):
+            means[head] = np.full(len(prompts), np.nan)
+        return Scores(**means, uncertainty=spread)
+
+    @torch.no_grad()
+    def member_scores(self, audio: torch.Tensor, text: torch.Tensor) -> dict[str, torch.Tensor]:
+        """{head: calibrated scores (M, N)} of audio (N, D) and text (N, D)."""
+        scores = self.heads(self.heads.features(audio, text))
+        return {head: values / self.temperatures.get(head, 1.0) for head, values in scores.items()}
+
+    def accuracy(
+        self,
+        pairs: Sequence[Pair],
+        audio_embeddings: Embeddings,
+        text_embeddings: Embeddings,
+        *,
+        head: str = "preference",
+        confidence: float = 0.95,
+        rounds: int = 1000,
+        seed: int = 0,
+    ) -> RewardAccuracy:
+        """How often the model agrees with decisive votes; the interval resamples prompts, whose votes are not
+        independent of each other. Raises DataError when no vote is decisive."""
+        if head not in self.trained_heads:
+            raise DataError(f"The head {head} was not trained: no vote answered its question.")
+        decisive = [pair for pair in pairs if pair.preference != 0.5]
+        if not decisive:
+            raise DataError(f"None of {len(pairs)} votes is decisive; accuracy needs votes for one of two clips.")
+        prompts = [pair.prompt_text for pair in decisive]
+        text = stack(text_embeddings, prompts, "text embedding of prompt")
+        sides = [stack(audio_embeddings, [getattr(pair, side).audio_sha256 for pair in decisive], "embedding of clip")
+                 for side in ("a", "b")]  # fmt: skip
+        score_a, score_b = (getattr(self.score(prompts, audio, text), head) for audio in sides)
+        sign = np.where([pair.preference > 0.5 for pair in decisive], 1.0, -1.0)
+        correct = 0.5 + 0.5 * np.sign((score_a - score_b) * sign)  # 1 right, 0 wrong, 0.5 equal scores
+        low, high, clusters = _clustered_interval(correct, prompts, confidence, rounds, seed)
+        return RewardAccuracy(float(correct.mean()), low, high, len(decisive), clusters, confidence)
+
+    def save(self, folder: str | Path) -> None:
+        """Write heads.safetensors and reward.json; a failure leaves nothing half-written (StoreError)."""
+        folder = Path(folder)
+        temporary = folder.with_name(f".{folder.name}.partial")
+        about = {
+            "format": FORMAT, "width": self.heads.width, "hidden": self.heads.hidden, "members": self.heads.members,
+            "dropout": self.heads.dropout, "encoder": self.encoder, "temperatures": self.temperatures,
+            "trained_heads": list(self.trained_heads), "settings": self.settings, "metrics": self.metrics,
+        }  # fmt: skip
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(self.heads.state_dict(), temporary / "heads.safetensors")
+            (temporary / "reward.json").write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.replace(folder)
+        except (OSError, safetensors.SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise StoreError(f"{folder}: the reward model cannot be written ({error}).") from error
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RewardModel:
+        """The reward model in a folder. Raises NotFoundError when it is missing, ModelError when it is damaged."""
+        folder = Path(folder)
+        if not (folder / "reward.json").is_file():
+            raise NotFoundError(f"{folder}: no reward model here; train one with attune reward train.")
+        try:
+            about = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise ModelError(f"{folder}: reward model format {about['format']}; this code reads {FORMAT}.")
+            shape = {name: about[name] for name in ("hidden", "members", "dropout")}
+            heads = HeadEnsemble(about["width"], **shape)
+            heads.load_state_dict(load_file(folder / "heads.safetensors"))
+            return cls(heads, about["encoder"], about["temperatures"], tuple(about["trained_heads"]),
+                       about["settings"], about["metrics"])  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+            raise ModelError(f"{folder}: damaged reward model ({error}); train it again.") from error
+
+
+def stack(embeddings: Embeddings, keys: Sequence[str], what: str) -> np.ndarray:
+    """(N, D) float32: the embedding of each key. Raises DataError naming the first that is missing."""
+    missing = next((key for key in keys if key not in embeddings), None)
+    if missing is not None:
+        raise DataError(f"There is no {what} {missing!r}; encode every clip and prompt of the pairs first.")
+    return np.stack([np.asarray(embeddings[key], dtype=np.float32) for key in keys])
+
+
+def _clustered_interval(
+    values: np.ndarray, clusters: Sequence[str], confidence: float, rounds: int, seed: int
+) -> tuple[float, float, int]:
+    """Percentile interval of the mean when whole clusters are drawn with replacement, and how many there are."""
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=values, minlength=len(names))
+    sizes = np.bincount(index, minlength=len(names))
+    drawn = np.random.default_rng(seed).integers(len(names), size=(rounds, len(names)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high), len(names)

@@ -1,0 +1,48 @@
+"""FLAC streams that tell nothing but their sound: no tags, and the same size for both sides of a pair."""
+
+from __future__ import annotations
+
+from alignment.errors import StoreError
+
+SIZE_STEP_BYTES = 16 * 1024
+_STREAMINFO, _PADDING = 0, 1
+
+
+def _split(flac: bytes) -> tuple[bytes, bytes]:
+    """(stream info, audio frames) of a FLAC file. Raises StoreError. Layout: RFC 9639, section 8."""
+    if flac[:4] != b"fLaC":
+        raise StoreError("A clip is not a FLAC file; verify the clip store.")
+    position, info, last = 4, b"", False
+    while not last:
+        header = flac[position : position + 4]
+        if len(header) < 4:
+            raise StoreError("A clip's FLAC headers are cut short; verify the clip store.")
+        last, kind, length = bool(header[0] & 0x80), header[0] & 0x7F, int.from_bytes(header[1:], "big")
+        if kind == _STREAMINFO:
+            info = flac[position + 4 : position + 4 + length]
+        position += 4 + length
+    if len(info) != 34:
+        raise StoreError("A clip has no FLAC stream information; verify the clip store.")
+    return info, flac[position:]
+
+
+def _block(kind: int, body: bytes, *, last: bool) -> bytes:
+    return bytes([kind | (0x80 if last else 0)]) + len(body).to_bytes(3, "big") + body
+
+
+def twins(left: bytes, right: bytes) -> tuple[bytes, bytes]:
+    """Both clips with every tag, seek table and picture removed, padded to one size in bytes.
+
+    The size is a multiple of 16 KiB, so that not even the larger of the two is told exactly. Raises StoreError.
+    """
+    parts = [_split(flac) for flac in (left, right)]
+    bare = [4 + 38 + 4 + len(frames) for _, frames in parts]
+    size = -(-max(bare) // SIZE_STEP_BYTES) * SIZE_STEP_BYTES
+    first, second = (
+        b"fLaC"
+        + _block(_STREAMINFO, info, last=False)
+        + _block(_PADDING, bytes(size - length), last=True)
+        + frames
+        for (info, frames), length in zip(parts, bare, strict=True)
+    )
+    return first, second

@@ -1,0 +1,53 @@
+"""What the training scripts of attune-tiny share: data, checkpoints and a line of progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+SAMPLE_RATE_HZ = 16_000
+BUILD = Path("build/tiny")
+
+
+def load_split(split: str, data: Path = BUILD / "data") -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Audio (N, samples) int16 memory-mapped, and one {text, tags} a clip."""
+    audio = np.load(data / f"{split}.npy", mmap_mode="r")
+    rows = [json.loads(line) for line in (data / f"{split}.jsonl").read_text().splitlines()]
+    return audio, rows
+
+
+def to_float(audio: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(audio, dtype=np.float32) / 32768.0)
+
+
+def save_state(path: Path, **state: Any) -> None:
+    """Write a resumable checkpoint whole or not at all."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    return torch.load(path, weights_only=False) if path.exists() else None
+
+
+class Progress:
+    """Prints step, seconds and named running means."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.began, self.sums, self.count = every, time.time(), {}, 0
+
+    def __call__(self, step: int, **values: float) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        if step % self.every == 0:
+            text = " ".join(f"{name} {total / self.count:.4f}" for name, total in self.sums.items())
+            print(f"step {step} {time.time() - self.began:.0f}s {text}", flush=True)
+            self.sums, self.count = {}, 0

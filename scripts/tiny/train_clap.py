@@ -1,0 +1,117 @@
+"""Train the small CLAP that ships beside attune-tiny, on the same captions and with the same tokenizer.
+
+    python scripts/tiny/train_clap.py --minutes 8
+
+Contrastive language-audio pretraining (arXiv:2211.06687): half of each batch are renders, half their
+reconstructions by the codec, so that it hears what generated clips sound like. It never meets the gold
+judge's clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    ClapAudioConfig,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapTextConfig,
+    EncodecModel,
+)
+
+from scripts.tiny.common import BUILD, Progress, load_split
+from scripts.tiny.train_decoder import build_tokenizer
+from scripts.tiny.train_judge import through_codec
+
+
+def build_clap(vocabulary: int) -> tuple[ClapModel, ClapFeatureExtractor]:
+    audio = ClapAudioConfig(
+        spec_size=128, num_mel_bins=64, window_size=8, patch_size=4, patch_stride=[4, 4], patch_embeds_hidden_size=24,
+        depths=[1, 1, 2], num_attention_heads=[2, 4, 8], hidden_size=96, projection_dim=96, enable_fusion=False,
+        num_classes=8, drop_path_rate=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, qkv_bias=True,
+    )
+    text = ClapTextConfig(
+        vocab_size=vocabulary, hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192,
+        max_position_embeddings=80, projection_dim=96, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )
+    config = ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=96)
+    extractor = ClapFeatureExtractor(
+        feature_size=64, sampling_rate=16_000, hop_length=256, max_length_s=4, fft_window_size=1024,
+        frequency_min=50, frequency_max=8000, truncation="rand_trunc", padding="repeatpad",
+    )
+    return ClapModel(config), extractor
+
+
+def features(extractor: ClapFeatureExtractor, audio: np.ndarray) -> Tensor:
+    """Log-mel input of the audio tower, (N, 1, frames, 64), half precision."""
+    out = []
+    for start in range(0, len(audio), 64):
+        clips = [c.astype(np.float32) / 32768 for c in audio[start : start + 64]]
+        out.append(extractor(clips, sampling_rate=16_000, return_tensors="pt")["input_features"].half())
+    return torch.cat(out)
+
+
+def contrast(clap: ClapModel, mel: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Symmetric InfoNCE in nats, and how often the right caption is the nearest in the batch."""
+    out = clap(input_features=mel, is_longer=torch.zeros(len(mel), 1, dtype=torch.bool), **tokens)
+    logits = out.logits_per_audio
+    target = torch.arange(len(mel))
+    loss = torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
+    return loss / 2, (logits.argmax(1) == target).float().mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--clips", type=int, default=8000)
+    parser.add_argument("--seed", type=int, default=7)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer([row["text"] for row in load_split("train")[1]])
+    codec = EncodecModel.from_pretrained(BUILD / "codec").eval()
+    audio, rows = load_split("train")
+    audio, rows = np.asarray(audio[: args.clips]), rows[: args.clips]
+    clap, extractor = build_clap(len(tokenizer))
+    half = len(audio) // 2
+    mel = torch.cat([features(extractor, audio[:half]), features(extractor, through_codec(codec, audio[half:], np.zeros(len(audio) - half), 0))])
+    tokens = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    valid_audio, valid_rows = load_split("valid")
+    valid_mel = features(extractor, np.asarray(valid_audio[:256]))
+    valid_tokens = tokenizer([row["text"] for row in valid_rows[:256]], padding=True, return_tensors="pt")
+    print(f"{sum(p.numel() for p in clap.parameters()) / 1e6:.2f} M parameters, features {tuple(mel.shape)}", flush=True)
+    optimizer = torch.optim.AdamW(clap.parameters(), lr=1e-3, weight_decay=0.02)
+    progress, began, step, limit = Progress(50), time.time(), 0, args.minutes * 60
+    clap.train()
+    while (share := (time.time() - began) / limit) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1.5e-3 * min(1.0, (step + 1) / 100) * max(0.02, 0.5 * (1 + np.cos(np.pi * share)))
+        pick = torch.randperm(len(mel))[:64]
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, right = contrast(clap, mel[pick].float(), {k: tokens[k][pick] for k in ("input_ids", "attention_mask")})
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clap.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        progress(step, loss=loss.detach(), right=right)
+        if step % 200 == 0:
+            clap.eval()
+            with torch.no_grad():
+                value, hit = contrast(clap, valid_mel.float(), {k: valid_tokens[k] for k in ("input_ids", "attention_mask")})
+            clap.train()
+            print(f"valid {step} loss {value:.4f} right of 256 {hit:.3f}", flush=True)
+    folder = BUILD / "model" / "clap"
+    clap.eval().half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    print(f"final step {step}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

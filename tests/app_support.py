@@ -1,0 +1,163 @@
+"""A database with fake clips, a rating app over it, and a browser, for the tests of the listening page."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from alignment.clips import ClipStore
+from alignment.db import migrate
+from alignment.db.clips import NewClip, add_clips
+from alignment.db.engine import Database, open_database
+from alignment.db.prompts import add_prompts
+from alignment.db.studies import get_study
+from alignment.db.versions import add_version
+from alignment.db.votes import VoteRow, counted_votes
+from alignment.domain import GenerationConfig, Split
+from rating_app.app import create_app
+from rating_app.demo import ensure_demo_study
+
+SECRET = "a secret for tests only"
+RATE_HZ = 16000
+CLIP_SECONDS = 1.0
+PROMPTS = (
+    "a slow piano waltz in a minor key with a soft double bass",
+    "<img src=x onerror=window.injected=1>${window.injected=1}{{prompt}}",
+    "bright marimba over a steady drum loop",
+)
+
+
+def fake_music(seed: int, seconds: float = CLIP_SECONDS) -> np.ndarray:
+    """A plucked chord pattern, (samples,) float32; another one for every seed."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * RATE_HZ)) / RATE_HZ
+    audio = np.zeros_like(time)
+    for start in np.arange(0, seconds, 0.25):
+        since = np.clip(time - start, 0, None)
+        pitch = 220 * 2 ** (rng.choice([0, 3, 5, 7, 10, 12]) / 12)
+        audio += np.sin(2 * np.pi * pitch * since) * np.exp(-since * rng.uniform(4, 16)) * (time >= start)
+    return (0.3 * audio / np.abs(audio).max() * rng.uniform(0.5, 1)).astype(np.float32)
+
+
+@dataclass
+class Site:
+    """A rating app with what lies behind it."""
+
+    database: Database
+    store: ClipStore
+    study: str
+    app: FastAPI
+
+    def votes(self) -> list[VoteRow]:
+        with self.database.session(write=False) as s:
+            return counted_votes(s, study_ids=[get_study(s, self.study).id])
+
+
+def fill(
+    database: Database, store: ClipStore, *, seconds: float = CLIP_SECONDS, prompts: tuple[str, ...] = PROMPTS
+) -> None:
+    """Two versions with one clip each for every prompt, all on the test split."""
+    generation = GenerationConfig(clip_seconds=seconds)
+    with database.session() as s:
+        add_version(s, name="secret-base", base="folder", base_sha256="0" * 64)
+        add_version(
+            s, name="secret-aligned", base="folder", base_sha256="0" * 64, parent="secret-base",
+            adapter_sha256="1" * 64, adapter_uri="adapters/1", simulated=True,
+        )  # fmt: skip
+        clips = []
+        for number, prompt in enumerate(add_prompts(s, [(text, "tests", Split.TEST, {}) for text in prompts])):
+            for shift, version in enumerate(("secret-base", "secret-aligned")):
+                seed = 2 * number + shift
+                sha256, facts = store.put_audio(fake_music(seed, seconds), RATE_HZ)
+                clips.append(NewClip(prompt.id, version, generation, seed, sha256, None, facts))
+        add_clips(s, clips)
+
+
+@contextmanager
+def open_site(
+    folder: Path, *, minimum_listening_seconds: float = 0.4, seconds: float = CLIP_SECONDS, with_page: bool = False,
+    prompts: tuple[str, ...] = PROMPTS, **options: object,
+) -> Iterator[Site]:  # fmt: skip
+    """A fresh database and store under ``folder``, filled, with the app over them."""
+    url = f"sqlite:///{folder / 'attune.db'}"
+    migrate.upgrade(url)
+    database, store = open_database(url), ClipStore(str(folder / "store"))
+    try:
+        fill(database, store, seconds=seconds, prompts=prompts)
+        study = ensure_demo_study(database, minimum_listening_seconds=minimum_listening_seconds)
+        app = create_app(database, store, secret=SECRET, study_name=study, with_page=with_page, **options)
+        yield Site(database, store, study, app)
+    finally:
+        database.close()
+
+
+def client_of(site: Site, *, started: bool = True) -> TestClient:
+    """A browser without a page; ``started``: it has consented and holds a session."""
+    client = TestClient(site.app, base_url="http://attune.test")
+    if started:
+        answer = client.post("/rate/session", json={"consent": True})
+        assert answer.status_code == 200, answer.text
+    return client
+
+
+def a_vote(pair: dict, key: str = "0" * 32, **changes: object) -> dict:
+    """The JSON of a vote by someone who heard both clips."""
+    return {
+        "pair": pair["id"],
+        "key": key,
+        "outcome": "A",
+        "axes": {"text_adherence": -1, "quality": 2},
+        "comment": None,
+        "heard": {"left": 0.9, "right": 0.9},
+        "switches": 3,
+        "decision_ms": 4000,
+        **changes,
+    }
+
+
+class RunningServer:
+    """The app behind a real port, in a thread. ``stop`` and ``start`` keep the port, as a restart would."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app, self.port = app, 0
+        self.start()
+
+    def start(self) -> None:
+        import socket
+        import time
+
+        import uvicorn
+
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        )
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive(), "the server did not start"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+BROWSER_ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
+).split()

@@ -1,0 +1,46 @@
+"""Best-of-N: choosing, pairing, and its KL."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from alignment.errors import DataError
+from alignment.training.best_of_n import best_of_n_kl, best_worst_pairs, choose_best
+
+
+def test_the_best_clip_of_each_prompt_is_chosen_and_the_first_among_equals() -> None:
+    assert choose_best(np.array([[0.1, 0.9, 0.3], [2.0, 1.0, 2.0]])).tolist() == [1, 0]
+
+
+def test_pairs_hold_the_best_and_the_worst_clip_and_skip_prompts_that_say_nothing() -> None:
+    codes = np.arange(3 * 3 * 2 * 4).reshape(3, 3, 2, 4)
+    scores = np.array([[0.5, -1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 0.3, 0.1]])
+    made = best_worst_pairs(["a", "b", "c"], codes, scores, weight=0.5)
+    assert [example.prompt for example in made] == ["a", "c"]
+    assert (made[0].chosen == codes[0, 2]).all() and (made[0].rejected == codes[0, 1]).all()
+    assert (made[1].chosen == codes[2, 1]).all() and (made[1].rejected == codes[2, 0]).all()
+    assert made[0].weight == 0.5
+    assert [e.prompt for e in best_worst_pairs(["a", "b", "c"], codes, scores, min_margin=0.3)] == ["a"]
+
+
+def test_the_kl_of_best_of_n_is_that_of_the_largest_of_n_uniforms() -> None:
+    # The score's rank among samples is uniform; the best of n has density n u^(n-1). Integrate its KL numerically.
+    for n in (1, 4, 16):
+        u = (np.arange(2_000_000) + 0.5) / 2_000_000
+        density = n * u ** (n - 1)
+        assert best_of_n_kl(n) == pytest.approx(float(np.mean(density * np.log(density))), abs=1e-5)
+    assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75, abs=1e-15)
+
+
+def test_scores_that_are_no_numbers_and_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(DataError, match="1 of 2 scores are not finite"):
+        choose_best(np.array([[0.0, np.nan]]))
+    with pytest.raises(DataError, match="at least one clip"):
+        choose_best(np.zeros((2, 0)))
+    with pytest.raises(DataError, match="do not fit"):
+        best_worst_pairs(["a"], np.zeros((1, 3, 2, 4)), np.zeros((1, 2)))
+    with pytest.raises(DataError, match="n is 0"):
+        best_of_n_kl(0)
