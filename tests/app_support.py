@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import socket
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -60,9 +67,21 @@ class Site:
             return counted_votes(s, study_ids=[get_study(s, self.study).id])
 
 
-def fill(
-    database: Database, store: ClipStore, *, seconds: float = CLIP_SECONDS, prompts: tuple[str, ...] = PROMPTS
-) -> None:
+@cache
+def filled_folder(seconds: float, prompts: tuple[str, ...]) -> Path:
+    """A folder with a filled database and store, made once and copied for every test."""
+    keeper = tempfile.TemporaryDirectory(prefix="attune-tests-")
+    atexit.register(keeper.cleanup)
+    folder = Path(keeper.name)
+    url = f"sqlite:///{folder / 'attune.db'}"
+    migrate.upgrade(url)
+    database = open_database(url)
+    fill(database, ClipStore(str(folder / "store")), seconds=seconds, prompts=prompts)
+    database.close()
+    return folder
+
+
+def fill(database: Database, store: ClipStore, *, seconds: float, prompts: tuple[str, ...]) -> None:
     """Two versions with one clip each for every prompt, all on the test split."""
     generation = GenerationConfig(clip_seconds=seconds)
     with database.session() as s:
@@ -86,11 +105,9 @@ def open_site(
     prompts: tuple[str, ...] = PROMPTS, **options: object,
 ) -> Iterator[Site]:  # fmt: skip
     """A fresh database and store under ``folder``, filled, with the app over them."""
-    url = f"sqlite:///{folder / 'attune.db'}"
-    migrate.upgrade(url)
-    database, store = open_database(url), ClipStore(str(folder / "store"))
+    shutil.copytree(filled_folder(seconds, prompts), folder, dirs_exist_ok=True)
+    database, store = open_database(f"sqlite:///{folder / 'attune.db'}"), ClipStore(str(folder / "store"))
     try:
-        fill(database, store, seconds=seconds, prompts=prompts)
         study = ensure_demo_study(database, minimum_listening_seconds=minimum_listening_seconds)
         app = create_app(database, store, secret=SECRET, study_name=study, with_page=with_page, **options)
         yield Site(database, store, study, app)
@@ -130,11 +147,6 @@ class RunningServer:
         self.start()
 
     def start(self) -> None:
-        import socket
-        import time
-
-        import uvicorn
-
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))

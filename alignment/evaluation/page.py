@@ -139,7 +139,7 @@ def _headline(data: ReportData) -> str:
         _figure(
             percent(contest.rate.value),
             contest.label,
-            f"{_range(contest.rate.interval)} · {contest.rate.votes:,} votes",
+            f"{_range(contest.rate.interval)} · {contest.rate.votes:,}\u00a0votes",
             _badge(data),
         )
         for contest in data.contests[1:3]
@@ -147,13 +147,14 @@ def _headline(data: ReportData) -> str:
     if data.reward and data.reward.heads:
         head = data.reward.heads[0]
         accuracy = head.accuracy
-        detail = f"{_range(accuracy)} · {accuracy.n:,} pairs"
+        detail = f"{_range(accuracy)} · {accuracy.n:,}\u00a0pairs"
         tiles.append(_figure(percent(accuracy.value), f"Reward accuracy, {head.head}", detail, _badge(data)))
     for metric in data.metrics[:2]:
         if metric.aligned is not None:
             before = f" · base {number(metric.base.value)}" if metric.base else ""
             value = f"{number(metric.aligned.value)}{' ' + metric.unit if metric.unit else ''}"
-            tiles.append(_figure(value, metric.label, f"{_range(metric.aligned, number)} · n = {metric.aligned.n:,}{before}"))
+            detail = f"{_range(metric.aligned, number)} · n\u00a0=\u00a0{metric.aligned.n:,}{before}"
+            tiles.append(_figure(value, metric.label, detail))
     return (
         f'<section id="verdict" class="hero {"gain" if gain else "no-gain"}">'
         f'<p class="verdict"><span class="chip">{escape(word)}</span>{_badge(data)}</p>'
@@ -323,17 +324,19 @@ def _metrics(data: ReportData) -> str:
     if not data.metrics:
         return ""
 
-    def cell(interval: Interval | None, unit: str) -> str:
+    def cell(interval: Interval | None, unit: str, version: str) -> str:
+        column = f'data-column="{escape(version)}"'
         if interval is None:
-            return '<td class="none">–</td>'
+            return f"<td {column}>–</td>"
         unit = f" {escape(unit)}" if unit else ""
         return (
-            f"<td>{number(interval.value)}{unit}<small>{_range(interval, number)} · n = {interval.n:,}</small></td>"
+            f"<td {column}>{number(interval.value)}{unit}"
+            f"<small>{_range(interval, number)} · n = {interval.n:,}</small></td>"
         )
 
     rows = "".join(
-        f'<tr><th scope="row">{escape(m.label)}<small>{escape(m.definition)}</small></th>{cell(m.base, m.unit)}'
-        f"{cell(m.aligned, m.unit)}</tr>"
+        f'<tr><th scope="row">{escape(m.label)}<small>{escape(m.definition)}</small></th>'
+        f"{cell(m.base, m.unit, data.base)}{cell(m.aligned, m.unit, data.candidate)}</tr>"
         for m in data.metrics
     )
     return _section(

@@ -63,6 +63,8 @@ def render_table(data: ReportData) -> str:
             rows.append((label, percent(found.value), _range(found, percent), f"{found.n}"))
     rows = [tuple(clean(cell) for cell in row) for row in rows]  # type: ignore[misc]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    widths[0] = max(12, min(widths[0], 80 - 6 - sum(widths[1:])))
+    rows = [(row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 1] + "…", *row[1:]) for row in rows]
     lines = [clean(data.headline), ""]
     if data.simulated:
         lines.insert(1, "SIMULATED LISTENERS: these votes come from a program, not from people.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 TINY = Path(__file__).resolve().parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TOKENIZERS = ("tokenizer.json", "spiece.model")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -66,6 +69,9 @@ def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
 def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
     _check_config(folder)
     _check_weights(folder)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        # transformers would make up a tokenizer of its own.
+        raise ModelError(f"{folder}: has no tokenizer ({' or '.join(TOKENIZERS)}); fetch the whole folder.")
     try:
         return _load(str(folder), local_files_only=True)
     except ModelError:
@@ -91,14 +97,36 @@ def _load(source: str, *, local_files_only: bool) -> tuple[MusicgenForConditiona
     import torch
     from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
-    hf, info = MusicgenForConditionalGeneration.from_pretrained(
-        source, local_files_only=local_files_only, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
+    with _quiet():
+        hf, info = MusicgenForConditionalGeneration.from_pretrained(
+            source,
+            local_files_only=local_files_only,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
     missing = sorted(info["missing_keys"])
     if missing:
         # transformers would go on with random weights in their place.
         raise ModelError(f"{source}: its weights lack {len(missing)} tensors, first {missing[0]}; fetch it again.")
-    return hf, AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+    return hf, tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of its own and no advice: callers show progress, and faults are raised as ModelError."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _check_config(folder: Path) -> None:

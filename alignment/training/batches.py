@@ -53,14 +53,17 @@ class PolicyModule(nn.Module):
     @contextmanager
     def checkpointing(self, *, enabled: bool) -> Iterator[None]:
         """Recompute activations in the backward pass inside this block; the model's mode is put back after it."""
-        was_training = self.hf.training
+        was_training, decoder = self.hf.training, self.hf.decoder
+        # transformers is renaming gradient_ to activation_checkpointing.
+        word = "activation" if hasattr(decoder, "activation_checkpointing_enable") else "gradient"
         if enabled:
-            self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            getattr(decoder, f"{word}_checkpointing_enable")({"use_reentrant": False})
+            decoder.disable_input_require_grads()  # only the reentrant kind needs that hook
         try:
             yield
         finally:
             if enabled:
-                self.hf.gradient_checkpointing_disable()
+                getattr(decoder, f"{word}_checkpointing_disable")()
             self.hf.train(was_training)
 
 

@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +223,6 @@ def _training_arguments(settings: DpoSettings, run_dir: Path, device: torch.devi
         "seed": settings.seed,
         "data_seed": settings.seed,
         "bf16": False,  # TRL's default is bf16
-        "gradient_checkpointing": False,  # PolicyModule turns it on where it is wanted
         "remove_unused_columns": False,
         "label_names": [],
         "report_to": "none",
@@ -232,6 +231,9 @@ def _training_arguments(settings: DpoSettings, run_dir: Path, device: torch.devi
         "dataloader_pin_memory": False,
         "use_cpu": device.type == "cpu",
     }
+    # Off here, since PolicyModule turns it on where it is wanted; TRL's default is on. The name is changing.
+    known = {field.name for field in fields(TrainingArguments)}
+    shared["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = False
     try:
         from trl import DPOConfig
     except ImportError:

@@ -8,7 +8,7 @@ const SIDES = ["left", "right"];
 const LETTER = { left: "A", right: "B" };
 const QUESTIONS = {
   text_adherence: "Which one fits the description better?",
-  quality: "Which one sounds better made?",
+  quality: "Which one has the better sound quality?",
 };
 const STEPS = [
   [-2, "A clearly"],
@@ -336,7 +336,7 @@ class RatingPage {
       const canvas = this.root.querySelector(`.at-track[data-side="${side}"] canvas`);
       drawWaveform(canvas, this.player.buffers[side], this.player.heard[side], this.waveScale);
       const missing = this.missingSeconds(side);
-      this.part(`heard-${side}`).textContent = missing >= 0.001 ? `${missing.toFixed(1)} s to hear` : "heard";
+      this.part(`heard-${side}`).textContent = missing >= 0.001 ? `${missing.toFixed(1)} s to hear` : "✓ heard";
     }
     const { unlocked } = this;
     this.root.dataset.unlocked = String(unlocked);

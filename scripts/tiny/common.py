@@ -51,3 +51,11 @@ class Progress:
             text = " ".join(f"{name} {total / self.count:.4f}" for name, total in self.sums.items())
             print(f"step {step} {time.time() - self.began:.0f}s {text}", flush=True)
             self.sums, self.count = {}, 0
+
+
+def save_facts(name: str, **facts: Any) -> None:
+    """What a finished training says of itself in the model card."""
+    import platform
+
+    machine = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    (BUILD / f"{name}.json").write_text(json.dumps({**facts, "hardware": machine}, indent=2) + "\n")

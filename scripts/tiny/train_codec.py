@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EncodecConfig, EncodecModel
 
-from scripts.tiny.common import BUILD, SAMPLE_RATE_HZ, Progress, load_split, load_state, save_state, to_float
+from scripts.tiny.common import BUILD, SAMPLE_RATE_HZ, Progress, load_split, load_state, save_facts, save_state, to_float
 
 SEGMENT = SAMPLE_RATE_HZ // 2
 CODES, BOOKS = 512, 4
@@ -231,6 +231,7 @@ def main() -> None:
     save()
     codec.eval()
     codec.save_pretrained(BUILD / "codec")
+    save_facts("codec", steps=step, minutes=round(trained / 60, 1), batch=args.batch, seed=args.seed)
     print("final", step, f"{trained:.0f}s", validate(codec, mel), flush=True)
 
 

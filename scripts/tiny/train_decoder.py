@@ -26,7 +26,7 @@ from transformers import (
     T5Config,
 )
 
-from scripts.tiny.common import BUILD, Progress, load_split, load_state, save_state, to_float
+from scripts.tiny.common import BUILD, Progress, load_split, load_state, save_facts, save_state, to_float
 
 PAD = 512  # the codec has codes 0..511
 
@@ -169,6 +169,7 @@ def main() -> None:
     save()
     model.eval().half().save_pretrained(BUILD / "model")
     tokenizer.save_pretrained(BUILD / "model")
+    save_facts("decoder", steps=step, minutes=round(trained / 60, 1), batch=args.batch, seed=args.seed)
     print(f"final step {step} {trained:.0f}s", flush=True)
 
 

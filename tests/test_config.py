@@ -1,0 +1,77 @@
+"""Recipes: every fault at once, the nearest key suggested, the shipped files valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignment.config import DemoSettings, DpoSettings, RewardSettings, load_recipe, parse_recipe
+from alignment.errors import ConfigError
+from alignment.simulation.listeners import load_listeners
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def test_all_faults_of_a_recipe_are_named_at_once_with_the_nearest_key() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_recipe({"beta": -1, "learning_rat": 0.1, "lora": {"rank": 4}}, DpoSettings, origin="x.yaml")
+    message = str(raised.value)
+    assert message.startswith("x.yaml: ")
+    assert "beta is -1" in message
+    assert "unknown key learning_rat; did you mean learning_rate?" in message
+    assert "unknown key lora.rank" in message and "target_modules" in message
+    assert "\n" not in message
+
+
+def test_a_value_that_is_not_a_number_is_refused_and_not_rounded() -> None:
+    with pytest.raises(ConfigError, match="train_votes is 'many'"):
+        parse_recipe({"train_votes": "many"}, DemoSettings)
+    with pytest.raises(ConfigError, match="beta is nan"):
+        parse_recipe({"beta": float("nan")}, DpoSettings)
+
+
+def test_a_missing_recipe_says_where_the_shipped_ones_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file; the recipes that ship with Attune are in configs/"):
+        load_recipe(tmp_path / "none.yaml", DpoSettings)
+
+
+def test_broken_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("beta: 0.1\nlora: {r: 4\n")
+    with pytest.raises(ConfigError, match=r"not valid YAML at line \d"):
+        load_recipe(path, DpoSettings)
+
+
+def test_a_recipe_must_be_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- beta\n")
+    with pytest.raises(ConfigError, match="found a list, needs a mapping"):
+        load_recipe(path, DpoSettings)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("tiny.yaml", DemoSettings), ("dpo.yaml", DpoSettings), ("reward.yaml", RewardSettings)]
+)
+def test_the_shipped_recipes_load(name: str, recipe: type) -> None:
+    assert load_recipe(CONFIGS / name, recipe)
+
+
+def test_recipes_have_at_most_twenty_fields_and_each_shipped_one_opens_with_its_command() -> None:
+    for recipe in (DemoSettings, DpoSettings, RewardSettings):
+        assert len(recipe.model_fields) <= 20
+    for path in CONFIGS.glob("*.yaml"):
+        assert "attune " in path.read_text().splitlines()[0], path
+
+
+def test_the_shipped_listener_populations_name_known_profiles() -> None:
+    listeners = load_listeners()
+    assert set(listeners.populations) == {"default", "musicrl"}
+    assert listeners.profiles["musicrl"].noise > listeners.profiles["expert"].noise
+
+
+def test_a_population_of_unknown_profiles_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "listeners.yaml"
+    path.write_text("profiles: {a: {}}\npopulations: {p: {b: 1.0}}\n")
+    with pytest.raises(ConfigError, match="population p names b; the profiles are a"):
+        load_listeners(path)
