@@ -71,6 +71,10 @@ class ClipStore:
         """The FLAC file as stored. Raises StoreError when missing or altered."""
         return self._get(self._key("audio", sha256, ".flac"), sha256)
 
+    def location(self, sha256: str) -> str:
+        """Where the audio of this name lies, for a person to open."""
+        return self._at(self._key("audio", sha256, ".flac"))
+
     def put_codes(self, codes: np.ndarray) -> str:
         """sha256 of the stored codes, (K, T) integers that fit 16 bits. Raises DataError otherwise."""
         codes = np.asarray(codes)

@@ -152,8 +152,7 @@ def _fill_the_rest(connection: sa.Connection) -> None:
         "INSERT INTO clip_rating (id, session_id, clip_id, idempotency_key, created_at) "
         f"VALUES ('{ids['x']}', '{ids['l']}', '{ids['c1']}', 'rating-1', '{time}')",
         f"INSERT INTO vote_flag VALUES ('{ids['x']}', '{ids['w1']}', 'speed', '1', 'ok', '{time}')",
-        "INSERT INTO audit_log (id, actor, action, created_at) "
-        f"VALUES ('{ids['x']}', 'someone', 'looked', '{time}')",
+        f"INSERT INTO audit_log (id, actor, action, created_at) VALUES ('{ids['x']}', 'someone', 'looked', '{time}')",
     ):
         connection.exec_driver_sql(statement)
 

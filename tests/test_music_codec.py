@@ -41,7 +41,11 @@ def test_no_clips_give_no_audio(model: MusicModel):
 
 @pytest.mark.parametrize(
     ("codes", "words"),
-    [(torch.zeros(2, 3, 5), r"\(B, 4, T\)"), (torch.full((1, 4, 5), 64), "outside"), (torch.full((1, 4, 5), -1), "outside")],
+    [
+        (torch.zeros(2, 3, 5), r"\(B, 4, T\)"),
+        (torch.full((1, 4, 5), 64), "outside"),
+        (torch.full((1, 4, 5), -1), "outside"),
+    ],
 )
 def test_codes_of_another_model_are_refused(model: MusicModel, codes: torch.Tensor, words: str):
     with pytest.raises(ShapeError, match=words):

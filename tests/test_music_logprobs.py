@@ -46,7 +46,7 @@ def test_forced_log_probabilities_equal_the_samplers(
 
 
 def test_the_adapter_and_guidance_change_the_log_probabilities():
-    model, text = make_tiny_music(), None
+    model = make_tiny_music()
     text = encode_prompts(model, PROMPTS[:2])
     codes = torch.randint(64, (2, 4, 20), generator=torch.Generator().manual_seed(0))
     plain = model.logprobs(codes, text)
@@ -160,7 +160,8 @@ def test_gradients_reach_the_adapter_and_only_it():
     model.add_adapter(LoraSettings(r=4), seed=1)
     randomise_adapter(model)
     codes = torch.randint(64, (2, 4, 6))
-    model.logprobs(codes, encode_prompts(model, PROMPTS[:2]), generation=GenerationConfig(guidance=2.0)).sum().backward()
+    text = encode_prompts(model, PROMPTS[:2])
+    model.logprobs(codes, text, generation=GenerationConfig(guidance=2.0)).sum().backward()
     for name, parameter in model.hf.named_parameters():
         has_gradient = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         assert has_gradient == ("lora_" in name), name

@@ -67,7 +67,7 @@ def generate(
     with bar("generate") as progress:
         clips = generate_clips(ws, version, prompts, generation, per_prompt=per_prompt, seed=seed, progress=progress)
     rows = [
-        {"clip": str(clip.id), "prompt": p.text, "seed": clip.seed, "file": str(ws.store.path_of_audio(clip.audio_sha256))}
+        {"clip": str(clip.id), "prompt": p.text, "seed": clip.seed, "file": ws.store.location(clip.audio_sha256)}
         for p in prompts
         for clip in clips[p.id]
     ]

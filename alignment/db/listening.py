@@ -114,13 +114,13 @@ def session_context(s: Session, session_id: uuid.UUID, *, lock: bool = False) ->
 
 
 def _voted_battles(rater_id: uuid.UUID) -> sa.Select[tuple[uuid.UUID]]:
+    # Under its own name: beside an outer query on assignments it must not be taken for the same rows.
+    mine = aliased(AssignmentRow)
     return (
-        sa.select(AssignmentRow.battle_id)
-        .join(ListeningSessionRow, AssignmentRow.session_id == ListeningSessionRow.id)
-        .where(
-            ListeningSessionRow.rater_id == rater_id,
-            sa.exists().where(VoteTable.assignment_id == AssignmentRow.id),
-        )
+        sa.select(mine.battle_id)
+        .join(ListeningSessionRow, mine.session_id == ListeningSessionRow.id)
+        .join(VoteTable, VoteTable.assignment_id == mine.id)
+        .where(ListeningSessionRow.rater_id == rater_id)
     )
 
 
@@ -215,9 +215,10 @@ def open_assignment(
 ) -> Assignment | None:
     """The session's served, unanswered and unexpired assignment that is not ``in_hand``, the earliest if several."""
     query = _ASSIGNMENT.where(
-        AssignmentRow.session_id == session_id,
+        AssignmentRow.session_id == context.session_id,
         AssignmentRow.expires_at > now,
-        ~sa.exists().where(VoteTable.assignment_id == AssignmentRow.id),
+        # Also not through another session: that vote would be refused, and the rater stuck on this battle.
+        AssignmentRow.battle_id.not_in(_voted_battles(context.rater_id)),
     )
     if in_hand:
         query = query.where(AssignmentRow.id.not_in(in_hand))
@@ -261,12 +262,11 @@ def serve(
 
 def clip_seconds(s: Session, assignment: Assignment) -> tuple[float, float]:
     """Length of the left and of the right clip in seconds."""
-    left, right = aliased(ClipRow), aliased(ClipRow)
-    query = sa.select(left.seconds, right.seconds).where(
-        left.id == assignment.left_clip_id, right.id == assignment.right_clip_id
-    )
-    row = s.execute(query).one()
-    return row[0], row[1]
+    sides = (assignment.left_clip_id, assignment.right_clip_id)
+    seconds = {
+        row.id: row.seconds for row in s.execute(sa.select(ClipRow.id, ClipRow.seconds).where(ClipRow.id.in_(sides)))
+    }
+    return seconds[sides[0]], seconds[sides[1]]
 
 
 def add_events(s: Session, assignment_id: uuid.UUID, rows: Sequence[dict[str, Any]]) -> int:

@@ -86,8 +86,10 @@ def load(hf: nn.Module, folder: Path, *, base_sha256: str) -> PeftModel:
     given = {name.replace(".weight", ".default.weight") for name in weights}
     wrong = sorted(expected ^ given)
     shapes = dict(model.named_parameters())
-    wrong += [n for n, w in weights.items() if (p := shapes.get(n.replace(".weight", ".default.weight"))) is not None
-              and p.shape != w.shape]
+    for name, weight in weights.items():
+        parameter = shapes.get(name.replace(".weight", ".default.weight"))
+        if parameter is not None and parameter.shape != weight.shape:
+            wrong.append(name)
     if wrong:
         model.unload()
         hf.requires_grad_(False)
@@ -98,7 +100,8 @@ def load(hf: nn.Module, folder: Path, *, base_sha256: str) -> PeftModel:
 
 def base_tensors(hf: nn.Module) -> dict[str, Tensor]:
     """The base's state by its plain names, as if no adapter were there."""
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in hf.state_dict().items() if ".lora_" not in name}
+    state = hf.state_dict()
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
 def effective_weight(layer: nn.Module) -> Tensor:
@@ -141,7 +144,8 @@ def _read(folder: Path, base_sha256: str) -> tuple[dict[str, Any], dict[str, Ten
         config = json.loads((folder / CONFIG).read_text())
         base = json.loads((folder / BASE).read_text())["base_sha256"]
     except FileNotFoundError as error:
-        raise ModelError(f"{folder}: has no {Path(error.filename).name}; give a folder that save_adapter wrote.") from None
+        missing = Path(error.filename).name
+        raise ModelError(f"{folder}: has no {missing}; give a folder that save_adapter wrote.") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelError(f"{folder}: its config cannot be read ({_line(error)}); save the adapter again.") from None
     if base != base_sha256:

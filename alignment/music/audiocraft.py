@@ -197,7 +197,7 @@ def _nothing(name: str) -> type:
 
 
 class _StandIn(types.ModuleType):
-    """A module whose every attribute is a class that does nothing, but for ``xformers.ops.unbind``, which attention needs."""
+    """A module whose every attribute is a class that does nothing, but for xformers.ops.unbind, which is needed."""
 
     __path__: list[str] = []
 

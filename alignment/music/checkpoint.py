@@ -54,7 +54,8 @@ def require_supported(hf: Any, source: str) -> None:
             "they must be equal."
         )
     if bandwidth_kbps(hf) == 0:
-        raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {decoder.num_codebooks} codebooks.")
+        books = decoder.num_codebooks
+        raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {books} codebooks.")
 
 
 def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
@@ -78,7 +79,8 @@ def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
         raise
     # transformers raises many kinds for a checkpoint whose parts disagree; all mean the same to the reader.
     except Exception as error:
-        raise ModelError(f"{folder}: cannot be loaded as a MusicGen ({_line(error)}); fetch or save it again.") from error
+        reason = _line(error)
+        raise ModelError(f"{folder}: cannot be loaded as a MusicGen ({reason}); fetch or save it again.") from error
 
 
 def _from_hub(source: str) -> tuple[MusicgenForConditionalGeneration, Any]:

@@ -53,7 +53,8 @@ def delay_labels(codes: Tensor, ignore: int = -100) -> Tensor:
 def undo_delay(predicted: Tensor) -> Tensor:
     """Align predictions (B, K, S, ...) with the codes they predict: (B, K, T, ...), [k, t] from step t + k."""
     if predicted.ndim < 3 or predicted.shape[2] < predicted.shape[1]:
-        raise ShapeError(f"Found predictions of shape {tuple(predicted.shape)}; needs (B, K, S, ...) with S at least K.")
+        found = tuple(predicted.shape)
+        raise ShapeError(f"Found predictions of shape {found}; needs (B, K, S, ...) with S at least K.")
     codebooks = predicted.shape[1]
     frames = predicted.shape[2] - codebooks + 1
     return torch.stack([predicted[:, k, k : k + frames] for k in range(codebooks)], dim=1)

@@ -1,0 +1,95 @@
+"""The demo at a very small size: the circle closes, the result is traceable, the control shuffles only training."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+from circle_support import attune, leftovers
+
+RECIPE = """
+train_prompts: 20
+clips_per_prompt: 3
+train_votes: 60
+train_raters: 4
+best_of: 3
+test_prompts: 10
+test_votes: 30
+test_raters: 3
+generation: {clip_seconds: 1.0}
+reward: {epochs: 8}
+dpo: {num_train_epochs: 1, lora: {r: 4, lora_alpha: 8}}
+"""
+NEEDED = {
+    "win_rate", "win_rate_low", "win_rate_high", "decisive_votes", "best_of_4_win_rate", "reward_accuracy",
+    "kl_nats_per_clip", "diversity_base", "diversity_aligned", "verdict", "stages", "seconds", "peak_memory_mb",
+    "database", "report", "simulated",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_the_circle_closes_and_every_figure_is_there(recipe: Path, tmp_path: Path, capsys) -> None:
+    done = attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--seed", "3", "--json")
+    assert done.code == 0, done.err
+    summary = done.json
+    assert set(summary) >= NEEDED
+    assert summary["simulated"] is True
+    assert 0 <= summary["win_rate_low"] <= summary["win_rate"] <= summary["win_rate_high"] <= 1
+    assert summary["verdict"] == ("gain" if summary["win_rate_low"] > 0.5 else "no gain")
+    assert sum(summary["stages"].values()) == pytest.approx(summary["seconds"], rel=0.5)
+    folder = tmp_path / "001"
+    assert f"attune serve --home {folder}" in done.out
+    with sqlite3.connect(folder / "attune.db") as connection:
+        one = connection.execute
+        assert one("select count(*) from vote").fetchone()[0] == 60 + 2 * 30
+        assert {row[0] for row in one("select distinct kind from rater")} == {"simulated"}
+        assert one("select count(*) from version").fetchone()[0] == 2
+        voted = {r[0] for r in one("select p.text from snapshot_member m join vote v on v.id = m.vote_id "
+                                   "join assignment a on a.id = v.assignment_id join battle b on b.id = a.battle_id "
+                                   "join prompt p on p.id = b.prompt_id")}  # fmt: skip
+        held_out = {r[0] for r in one("select text from prompt where split = 'leaderboard'")}
+        assert voted and held_out and not voted & held_out
+        trained = {r[0] for r in one("select distinct s.rater_id from listening_session s join study t on t.id = s.study_id where t.name = 'demo-votes'")}
+        compared = {r[0] for r in one("select distinct s.rater_id from listening_session s join study t on t.id = s.study_id where t.name like 'demo-tiny-dpo'")}
+        assert trained and compared and not trained & compared, "the comparison needs listeners who trained nothing"
+    page = Path(summary["report"]).read_text(encoding="utf-8")
+    assert "imulated" in page and "data:audio/flac;base64," in page
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page), "the report must make no outside request"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert leftovers(folder) == []
+
+
+def test_a_second_demo_gets_a_folder_of_its_own_and_the_same_seed_the_same_result(
+    recipe: Path, tmp_path: Path, capsys
+) -> None:
+    runs = [attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--json").json for _ in range(2)]
+    assert runs[0]["database"] != runs[1]["database"]
+    changing = {"seconds", "stages", "peak_memory_mb", "database", "report"}
+    first, second = ({k: v for k, v in run.items() if k not in changing} for run in runs)
+    assert first == second
+
+
+def test_shuffled_votes_train_another_model_and_leave_the_votes_as_they_were(recipe: Path, tmp_path: Path, capsys) -> None:
+    plain = attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--json").json
+    control = attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--shuffle-votes", "--json").json
+    assert control["shuffled"] is True and plain["shuffled"] is False
+    outcomes = []
+    adapters = set()
+    for number in ("001", "002"):
+        with sqlite3.connect(tmp_path / number / "attune.db") as connection:
+            outcomes.append(connection.execute(
+                "select outcome, count(*) from vote v join assignment a on a.id = v.assignment_id "
+                "join listening_session s on s.id = v.session_id join study t on t.id = s.study_id "
+                "where t.name = 'demo-votes' group by 1 order by 1").fetchall())  # fmt: skip
+            adapters.add(connection.execute("select adapter_sha256 from version where adapter_sha256 is not null").fetchone())
+    assert outcomes[0] == outcomes[1]
+    assert len(adapters) == 2
