@@ -137,7 +137,7 @@ class VoteService:
         with self.database.session() as s:
             now = self._clock()
             context = self._context(s, session_id)
-            served = listening.open_assignment(s, session_id, now, in_hand)
+            served = listening.open_assignment(s, context, now, in_hand)
             if served is not None:
                 return served
             fewest = listening.least_voted_battles(s, context, in_hand)

@@ -74,7 +74,7 @@ def hear_both(page) -> None:
 def answer(page, letter: str) -> None:
     page.keyboard.press(letter)
     for name in ("text_adherence", "quality"):
-        page.check(f'input[name="{name}"][value="1"]')
+        page.click(f'label:has(input[name="{name}"][value="1"])')
     page.wait_for_selector('[data-at="submit"]:enabled')
 
 

@@ -83,9 +83,9 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
 
 
 def test_loudness_of_the_reference_tone_is_that_of_the_standard():
-    # BS.1770: a 997 Hz sine at full scale in one channel reads -3.01 LKFS.
+    # BS.1770: a 997 Hz sine at full scale in one channel reads -3.01 LKFS; EBU Tech 3341 allows meters 0.1.
     facts = measure(_tone(997.0, 1.0, 2.0, 48000), 48000)
-    assert facts.lufs == pytest.approx(-3.01, abs=0.02)
+    assert facts.lufs == pytest.approx(-3.01, abs=0.1)
     assert facts.true_peak_dbtp == pytest.approx(0.0, abs=0.05)
     assert facts.silence_ratio == 0.0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alignment.circle.allocator import keep_freed_memory
 from alignment.clips import ClipStore
 from alignment.config import REPOSITORY, Settings
 from alignment.db.engine import Database, open_database
@@ -58,6 +59,7 @@ class Workspace:
 
     @classmethod
     def open(cls, settings: Settings) -> Workspace:
+        keep_freed_memory()
         return cls(open_database(settings.database_url), ClipStore(settings.store), settings.secret)
 
     def version(self, name: str) -> Version:

@@ -219,5 +219,7 @@ def _check_writable(engine: sa.Engine) -> None:
             if connection.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on":
                 raise DatabaseError(f"{shown(engine.url)} is read-only; connect to the primary server.")
         else:
-            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")  # BEGIN IMMEDIATE has asked to write
+            # On a read-only file BEGIN IMMEDIATE begins all the same; only a write, rolled back, tells.
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
         connection.rollback()

@@ -211,9 +211,10 @@ def get_assignment(s: Session, assignment_id: uuid.UUID) -> Assignment | None:
 
 
 def open_assignment(
-    s: Session, session_id: uuid.UUID, now: datetime, in_hand: Collection[uuid.UUID] = ()
+    s: Session, context: SessionContext, now: datetime, in_hand: Collection[uuid.UUID] = ()
 ) -> Assignment | None:
-    """The session's served, unanswered and unexpired assignment that is not ``in_hand``, the earliest if several."""
+    """The session's served and unexpired assignment, not ``in_hand``, of a battle its rater has not voted on; the
+    earliest if several."""
     query = _ASSIGNMENT.where(
         AssignmentRow.session_id == context.session_id,
         AssignmentRow.expires_at > now,
