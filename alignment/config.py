@@ -76,7 +76,9 @@ class DpoSettings(Recipe):
     gradient_accumulation_steps: int = Field(1, ge=1)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
-    chosen_weight: float = Field(0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)")
+    chosen_weight: float = Field(
+        0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)"
+    )
     save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
     gradient_checkpointing: bool = False
     lora: LoraSettings = LoraSettings()

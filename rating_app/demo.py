@@ -25,7 +25,7 @@ def ensure_demo_study(
 ) -> str:
     """Name of a human study over clips that exist, made if it is new.
 
-    Battles stand between ``base`` (default: the first version) and ``candidate`` (default: the newest one) on test
+    Battles stand between ``base`` (default: the first version) and ``candidate`` (default: the newest one) on held-out
     prompts both have sung; where there is no such prompt, between two clips of the base. Votes of people are never
     mixed with simulated ones: this study is its own. Raises DataError when there are not two clips for any prompt.
     """
@@ -34,13 +34,13 @@ def ensure_demo_study(
         if not versions:
             raise DataError("The database holds no version and no clips yet; run `attune demo` first.")
         base, candidate = base or versions[0], candidate or versions[-1]
-        test_ids = {prompt.id for prompt in list_prompts(s, split=Split.TEST)}
+        held_out = {p.id for split in (Split.LEADERBOARD, Split.TEST) for p in list_prompts(s, split=split)}
         base_clips = _by_prompt(list_clips(s, version=base))
         other_clips = _by_prompt(list_clips(s, version=candidate)) if candidate != base else {}
         battles = [
             NewBattle(prompt_id, clip.id, twin.id, sampler_version="demo-1")
             for prompt_id, clips in base_clips.items()
-            if prompt_id in test_ids
+            if prompt_id in held_out
             for clip in clips[:1]
             for twin in _alike(clip, other_clips.get(prompt_id, []))[:1]
         ]

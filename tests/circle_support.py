@@ -63,4 +63,6 @@ FIRST_STEPS = (
 
 def leftovers(home: Path) -> list[Path]:
     """Files that an interrupted write would leave behind."""
-    return [p for p in home.rglob("*") if p.is_file() and (p.name.startswith(".") or "partial" in p.name or "tmp" in p.name)]
+    return [
+        p for p in home.rglob("*") if p.is_file() and (p.name.startswith(".") or "partial" in p.name or "tmp" in p.name)
+    ]

@@ -40,7 +40,9 @@ def is_sound(home: Path) -> bool:
 
 def small_recipe(tmp_path: Path, **more: object) -> Path:
     path = tmp_path / "dpo.yaml"
-    path.write_text("\n".join(f"{k}: {v}" for k, v in {"num_train_epochs": 1, "lora": "{r: 4, lora_alpha: 8}", **more}.items()))
+    path.write_text(
+        "\n".join(f"{k}: {v}" for k, v in {"num_train_epochs": 1, "lora": "{r: 4, lora_alpha: 8}", **more}.items())
+    )
     return path
 
 
@@ -118,7 +120,18 @@ def refused(done, *words: str) -> None:
 
 
 def test_a_wrong_key_in_a_recipe_is_named_with_the_right_one(home: Path, tmp_path: Path, capsys) -> None:
-    done = attune(capsys, "align", "dpo", "v", "--snapshot", "votes-1", "--config", small_recipe(tmp_path, bata=0.1), "--home", home)
+    done = attune(
+        capsys,
+        "align",
+        "dpo",
+        "v",
+        "--snapshot",
+        "votes-1",
+        "--config",
+        small_recipe(tmp_path, bata=0.1),
+        "--home",
+        home,
+    )
     refused(done, "unknown key bata", "did you mean beta?")
     assert count(home, "version") == 1
 
@@ -126,7 +139,11 @@ def test_a_wrong_key_in_a_recipe_is_named_with_the_right_one(home: Path, tmp_pat
 def test_a_value_out_of_range_is_refused_before_anything_is_made(tmp_path: Path, capsys) -> None:
     recipe = tmp_path / "demo.yaml"
     recipe.write_text("train_prompts: 2\n")
-    refused(attune(capsys, "demo", "--config", recipe, "--home", tmp_path / "demo"), "train_prompts is 2", "greater than or equal to 8")
+    refused(
+        attune(capsys, "demo", "--config", recipe, "--home", tmp_path / "demo"),
+        "train_prompts is 2",
+        "greater than or equal to 8",
+    )
     assert not (tmp_path / "demo").exists()
 
 
@@ -141,7 +158,9 @@ def test_a_missing_database_is_refused_and_not_created(tmp_path: Path, capsys) -
 
 def test_an_empty_database_has_nothing_to_vote_on(tmp_path: Path, capsys) -> None:
     assert attune(capsys, "db", "upgrade", "--home", tmp_path).code == 0
-    refused(attune(capsys, "simulate-votes", "--study", "s", "--home", tmp_path), "no clips to vote on", "attune generate")
+    refused(
+        attune(capsys, "simulate-votes", "--study", "s", "--home", tmp_path), "no clips to vote on", "attune generate"
+    )
     refused(attune(capsys, "generate", "--home", tmp_path), "nothing to sing")
     refused(attune(capsys, "serve", "--home", tmp_path), "generate")
 
@@ -182,16 +201,31 @@ def test_a_damaged_clip_stops_the_reward_model_and_names_the_clip(home: Path, ca
 def test_a_base_that_changed_since_it_was_registered_is_refused(home: Path, capsys) -> None:
     with sqlite3.connect(home / "attune.db") as connection:
         connection.execute("update version set base_sha256 = ?", ("0" * 64,))
-    refused(attune(capsys, "generate", "--captions", "1", "--per-prompt", "1", "--version", "tiny-base", "--home", home), "tiny-base")
+    refused(
+        attune(capsys, "generate", "--captions", "1", "--per-prompt", "1", "--version", "tiny-base", "--home", home),
+        "tiny-base",
+    )
 
 
 # Ctrl-C and a full disk -----------------------------------------------------------------------------------
 
 STAGES = {
-    "generate": (("generate", "--captions", "3", "--seed", "9", "--seconds", CLIP_SECONDS), "alignment.clips.ClipStore.put_codes", "clip"),
-    "vote": (("simulate-votes", "--study", "second", "--votes", "20", "--raters", "2"), "alignment.votes.VoteService.record_vote", "vote"),
+    "generate": (
+        ("generate", "--captions", "3", "--seed", "9", "--seconds", CLIP_SECONDS),
+        "alignment.clips.ClipStore.put_codes",
+        "clip",
+    ),
+    "vote": (
+        ("simulate-votes", "--study", "second", "--votes", "20", "--raters", "2"),
+        "alignment.votes.VoteService.record_vote",
+        "vote",
+    ),
     "snapshot": (("snapshot", "votes-2", "--study", "first"), "alignment.db.snapshots.add_snapshot", "snapshot"),
-    "reward": (("reward", "train", "likes-2", "--snapshot", "votes-1"), "alignment.rewards.model.RewardModel.save", "reward_model"),
+    "reward": (
+        ("reward", "train", "likes-2", "--snapshot", "votes-1"),
+        "alignment.rewards.model.RewardModel.save",
+        "reward_model",
+    ),
     "dpo": (("align", "dpo", "v2", "--snapshot", "votes-1"), "alignment.training.losses.sequence_logprobs", "version"),
 }
 
@@ -270,13 +304,15 @@ def test_the_report_page_is_not_left_half_written(home: Path, capsys, monkeypatc
     before = os.replace
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupting(0, OSError(errno.ENOSPC, "No space left on device"), before))
+        from alignment.circle.listen import CREDIT
+        from alignment.domain import Comparison, Outcome
         from alignment.errors import StoreError
         from alignment.evaluation.report import Contest, ReportData, write_report
         from alignment.evaluation.win_rate import win_rate
-        from alignment.circle.listen import CREDIT
-        from alignment.domain import Comparison, Outcome
 
-        votes = [Comparison("a", "b", CREDIT[o], o, f"r{i % 3}", f"p{i}") for i, o in enumerate([Outcome.A, Outcome.B] * 5)]
+        votes = [
+            Comparison("a", "b", CREDIT[o], o, f"r{i % 3}", f"p{i}") for i, o in enumerate([Outcome.A, Outcome.B] * 5)
+        ]
         data = ReportData("t", "2026-01-01", True, "a", "b", [Contest("a vs b", win_rate(votes, "a"))])
         with pytest.raises(StoreError, match="No space left on device"):
             write_report(data, home / "report.html")

@@ -58,8 +58,20 @@ def test_the_circle_closes_and_every_figure_is_there(recipe: Path, tmp_path: Pat
                                    "join prompt p on p.id = b.prompt_id")}  # fmt: skip
         held_out = {r[0] for r in one("select text from prompt where split = 'leaderboard'")}
         assert voted and held_out and not voted & held_out
-        trained = {r[0] for r in one("select distinct s.rater_id from listening_session s join study t on t.id = s.study_id where t.name = 'demo-votes'")}
-        compared = {r[0] for r in one("select distinct s.rater_id from listening_session s join study t on t.id = s.study_id where t.name like 'demo-tiny-dpo'")}
+        trained = {
+            r[0]
+            for r in one(
+                "select distinct s.rater_id from listening_session s join study t on t.id = s.study_id "
+                "where t.name = 'demo-votes'"
+            )
+        }
+        compared = {
+            r[0]
+            for r in one(
+                "select distinct s.rater_id from listening_session s join study t on t.id = s.study_id "
+                "where t.name = 'demo-tiny-dpo'"
+            )
+        }
         assert trained and compared and not trained & compared, "the comparison needs listeners who trained nothing"
     page = Path(summary["report"]).read_text(encoding="utf-8")
     assert "imulated" in page and "data:audio/flac;base64," in page
@@ -78,7 +90,9 @@ def test_a_second_demo_gets_a_folder_of_its_own_and_the_same_seed_the_same_resul
     assert first == second
 
 
-def test_shuffled_votes_train_another_model_and_leave_the_votes_as_they_were(recipe: Path, tmp_path: Path, capsys) -> None:
+def test_shuffled_votes_train_another_model_and_leave_the_votes_as_they_were(
+    recipe: Path, tmp_path: Path, capsys
+) -> None:
     plain = attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--json").json
     control = attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--shuffle-votes", "--json").json
     assert control["shuffled"] is True and plain["shuffled"] is False
@@ -90,6 +104,8 @@ def test_shuffled_votes_train_another_model_and_leave_the_votes_as_they_were(rec
                 "select outcome, count(*) from vote v join assignment a on a.id = v.assignment_id "
                 "join listening_session s on s.id = v.session_id join study t on t.id = s.study_id "
                 "where t.name = 'demo-votes' group by 1 order by 1").fetchall())  # fmt: skip
-            adapters.add(connection.execute("select adapter_sha256 from version where adapter_sha256 is not null").fetchone())
+            adapters.add(
+                connection.execute("select adapter_sha256 from version where adapter_sha256 is not null").fetchone()
+            )
     assert outcomes[0] == outcomes[1]
     assert len(adapters) == 2

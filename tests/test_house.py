@@ -60,7 +60,9 @@ def test_a_module_imports_only_parts_that_come_before_its_own(path: Path) -> Non
 
 
 def test_the_rating_app_imports_no_torch() -> None:
-    code = "import sys, rating_app.serve, rating_app.demo; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, rating_app.serve, rating_app.demo; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip().splitlines()[-1] == "False"
 
@@ -78,7 +80,18 @@ def test_help_loads_neither_torch_nor_gradio_nor_sqlalchemy() -> None:
 
 @pytest.mark.parametrize("package", ["alignment.music.sampler", "alignment.training.dpo", "alignment.rewards.train"])
 def test_the_numeric_parts_need_only_torch_transformers_peft_and_accelerate(package: str) -> None:
-    absent = ["trl", "sqlalchemy", "alembic", "gradio", "soundfile", "pyloudnorm", "fastapi", "typer", "evalica", "audiocraft"]
+    absent = [
+        "trl",
+        "sqlalchemy",
+        "alembic",
+        "gradio",
+        "soundfile",
+        "pyloudnorm",
+        "fastapi",
+        "typer",
+        "evalica",
+        "audiocraft",
+    ]
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport {package}; print('ok')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip().endswith("ok"), done.stderr[-800:]

@@ -43,12 +43,16 @@ def compare_versions(
     clips = {}
     for name in both:
         with bar(f"{name} sings") as progress:
-            clips[name] = generate_clips(ws, name, asked, GenerationConfig(), per_prompt=2, seed=seed, progress=progress)
+            clips[name] = generate_clips(
+                ws, name, asked, GenerationConfig(), per_prompt=2, seed=seed, progress=progress
+            )
     first = {name: {prompt: own[0] for prompt, own in mine.items()} for name, mine in clips.items()}
     study = f"compare {candidate} {opponent} seed {seed}"
     judge = Judge()
     with bar("simulated votes") as progress:
-        listen.open_study(ws, study, listen.pairs_across(first[opponent], first[candidate]), rater_kind=RaterKind.SIMULATED)
+        listen.open_study(
+            ws, study, listen.pairs_across(first[opponent], first[candidate]), rater_kind=RaterKind.SIMULATED
+        )
         done = len(listen.votes_of(ws, study))
         if done < votes:
             listen.simulate_votes(

@@ -62,9 +62,7 @@ class DemoResult:
     report: rep.ReportData
 
 
-def run_demo(
-    ws: Workspace, settings: DemoSettings, folder: Path, *, shuffle_votes: bool, bar: StageBar
-) -> DemoResult:
+def run_demo(ws: Workspace, settings: DemoSettings, folder: Path, *, shuffle_votes: bool, bar: StageBar) -> DemoResult:
     """Turn the circle once in an empty workspace; every file it writes lies under ``folder``."""
     began, clock, seed = time.monotonic(), Clock(bar), settings.seed
     generation = settings.generation.to_domain()
@@ -76,7 +74,9 @@ def run_demo(
         base = register_base(ws.database, name=BASE_NAME, base="tiny", base_sha256=model.base_sha256)
         voted, held_out = _add_prompts(ws, settings)
     with clock.stage("generate") as progress:
-        pool = generate_clips(ws, BASE_NAME, voted, generation, per_prompt=settings.best_of, seed=seed, progress=progress)
+        pool = generate_clips(
+            ws, BASE_NAME, voted, generation, per_prompt=settings.best_of, seed=seed, progress=progress
+        )
     with clock.stage("vote") as progress:
         shown: Clips = {prompt.id: pool[prompt.id][: settings.clips_per_prompt] for prompt in voted}
         pairs = listen.pairs_within(shown, settings.train_votes, seed)
@@ -118,7 +118,10 @@ def run_demo(
         }
     with clock.stage("measure") as progress:
         kl = measure.kl_to_base(ws, aligned, held_out, new_clips, progress)
-        spread = {name: measure.diversity_of(ws, held_out, own) for name, own in (("base", base_clips), ("aligned", new_clips))}
+        spread = {
+            name: measure.diversity_of(ws, held_out, own)
+            for name, own in (("base", base_clips), ("aligned", new_clips))
+        }
         heard = listen.judge_clips(
             ws, judge, [own[0] for clips in (base_clips, new_clips) for own in clips.values()] + list(chosen.values())
         )
@@ -140,7 +143,7 @@ def run_demo(
             candidate=ALIGNED, base=BASE_NAME,
             contests=[
                 rep.Contest("DPO vs base", rates[ALIGNED], "one fresh clip each, held-out prompts and listeners"),
-                rep.Contest("best-of-4 vs base", rates[BEST_OF_4], "the base's own clip, chosen from four by the reward model"),
+                rep.Contest("best-of-4 vs base", rates[BEST_OF_4], "the base's clip that the reward model likes best of four"),
             ],
             reward=rep.RewardCard(
                 "demo-reward",
@@ -151,15 +154,15 @@ def run_demo(
             ),
             curves=_curves(dpo.history),
             metrics=[
-                rep.MetricRow("KL to base", None, kl.per_clip, "nats a clip",
+                rep.MetricRow("KL to base, per clip", None, kl.per_clip, "nats",
                               "mean log-ratio of the aligned version's own clips (k1 estimate); "
                               f"best-of-4 costs at most {best_of_n_kl(4):.2f} nats"),
-                rep.MetricRow("KL to base, a code", None, kl.per_token, "nats a code", "the same, per sampled code"),
+                rep.MetricRow("KL to base, per code", None, kl.per_token, "nats", "the same for one sampled code"),
                 rep.MetricRow("diversity", spread["base"], spread["aligned"], "cosine distance",
                               "mean distance in CLAP space between two clips of one prompt; 0 is one clip for ever"),
                 rep.MetricRow("cleanliness", *(
                     measure.heard_mean([heard[own[0].audio_sha256].cleanliness for own in clips.values()])
-                    for clips in (base_clips, new_clips)), "gold judge, 0 to 1", "1 is a render, 0 half its codes replaced"),
+                    for clips in (base_clips, new_clips)), "judge, 0 to 1", "1: a render; 0: half its codes replaced"),
             ],
             adherence=[
                 rep.AdherenceRow(name, measure.followed(name, held_out, base_clips, heard),
@@ -278,12 +281,19 @@ def _examples(
         pair = ((BASE_NAME, first[prompt.id]), (ALIGNED, new[prompt.id][0]))
         clips = [
             rep.ExampleClip(
-                name, rep.audio_data_uri(ws.store.rendition(clip.audio_sha256)), clip.audio_sha256, wins.get(str(clip.id), 0)
+                name,
+                rep.audio_data_uri(ws.store.rendition(clip.audio_sha256)),
+                clip.audio_sha256,
+                wins.get(str(clip.id), 0),
             )
             for name, clip in pair
         ]
         ties = undecided.get(str(prompt.id), 0)
-        out.append(rep.Example(prompt.text, clips, f"{clips[1].votes} for {ALIGNED}, {clips[0].votes} for the base, {ties} undecided"))
+        out.append(
+            rep.Example(
+                prompt.text, clips, f"{clips[1].votes} for {ALIGNED}, {clips[0].votes} for the base, {ties} undecided"
+            )
+        )
     return out
 
 
@@ -295,4 +305,5 @@ def peak_memory_mb() -> float:
 def machine() -> str:
     import torch
 
-    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {torch.get_num_threads()} threads"
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return f"{system}, {torch.get_num_threads()} threads"

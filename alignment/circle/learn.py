@@ -158,7 +158,7 @@ def align_dpo(
     )
     version = register_adapter(
         ws.database, ws.store, name=name, parent=parent, adapter=result.adapter_dir, commit=current_commit(),
-        simulated=snapshot.frozen.simulated,
+        simulated=snapshot.frozen.simulated or parent.simulated,
         run={
             "kind": "dpo", "snapshot_id": snapshot.id, "config": settings.model_dump(mode="json"),
             "metrics": {"voted_pairs": voted, "best_worst_pairs": len(examples) - voted, "history": result.history},

@@ -55,15 +55,21 @@ def pairs_across(first: Mapping[uuid.UUID, Clip], second: Mapping[uuid.UUID, Cli
 def open_study(
     ws: Workspace, name: str, pairs: Sequence[tuple[Clip, Clip, float]], *, rater_kind: RaterKind
 ) -> uuid.UUID:
-    """A study of these pairs. Raises DataError when there is nothing to compare."""
+    """A study of these pairs; opened again it keeps the pairs it has. Raises DataError when there are none."""
     if not pairs:
         raise DataError(f"Study {name} has no pairs to compare; generate at least two different clips a prompt.")
     names = sorted({clip.version for a, b, _ in pairs for clip in (a, b)})
     with ws.database.session() as s:
         study = create_study(
-            s, name=name, versions=names, questions=list(QUESTIONS), minimum_listening_seconds=2.0, rater_kind=rater_kind
+            s,
+            name=name,
+            versions=names,
+            questions=list(QUESTIONS),
+            minimum_listening_seconds=2.0,
+            rater_kind=rater_kind,
         )
-        add_battles(s, study, [NewBattle(a.prompt_id, a.id, b.id, propensity=chance) for a, b, chance in pairs])
+        if not list_battles(s, study):
+            add_battles(s, study, [NewBattle(a.prompt_id, a.id, b.id, propensity=chance) for a, b, chance in pairs])
     return study
 
 
@@ -124,9 +130,7 @@ def simulate_votes(
             left, right = clips[assignment.left_clip_id], clips[assignment.right_clip_id]
             tags = prompts[prompt_of[assignment.battle_id]].tags
             outcome, axes = listener.vote(heard[left.audio_sha256], heard[right.audio_sha256], tags, rng)
-            service.record_vote(
-                session, VoteDraft(assignment.id, f"simulated/{assignment.id}", outcome, axes)
-            )
+            service.record_vote(session, VoteDraft(assignment.id, f"simulated/{assignment.id}", outcome, axes))
             saved += 1
             if saved % 20 == 0 or saved == votes:
                 progress(saved, votes)
@@ -147,8 +151,12 @@ def comparisons(rows: Sequence[VoteRow], label: Callable[[str, str], str]) -> li
     """Votes as comparisons; ``label(clip id, version)`` names the contestant a clip stands for."""
     return [
         Comparison(
-            label(row.left.clip_id, row.left.version), label(row.right.clip_id, row.right.version),
-            CREDIT[row.outcome], row.outcome, row.rater_id, row.prompt_id,
+            label(row.left.clip_id, row.left.version),
+            label(row.right.clip_id, row.right.version),
+            CREDIT[row.outcome],
+            row.outcome,
+            row.rater_id,
+            row.prompt_id,
         )  # fmt: skip
         for row in rows
         if row.outcome.trains

@@ -9,7 +9,7 @@ import numpy as np
 from alignment.circle.generate import Clips
 from alignment.circle.workspace import Progress, Workspace, no_progress
 from alignment.domain import Prompt, Version
-from alignment.evaluation.intervals import Interval
+from alignment.evaluation.intervals import Interval, wilson
 from alignment.evaluation.metrics import KlEstimate, bootstrap_mean, diversity, kl_nats_per_clip
 from alignment.simulation.judge import Judgement
 
@@ -17,7 +17,7 @@ from alignment.simulation.judge import Judgement
 def kl_to_base(
     ws: Workspace, version: Version, prompts: Sequence[Prompt], clips: Clips, progress: Progress = no_progress
 ) -> KlEstimate:
-    """KL(version || base) in nats, on the version's first clip of each prompt, under the settings it was sampled with."""
+    """KL(version || base) in nats, on the version's first clip of each prompt, as it was sampled."""
     import torch
 
     from alignment.music.text import encode_prompts
@@ -44,13 +44,13 @@ def diversity_of(ws: Workspace, prompts: Sequence[Prompt], clips: Clips) -> Inte
     return diversity(np.array([[vectors[sha] for sha in two] for two in shas]))
 
 
-def followed(
-    attribute: str, prompts: Sequence[Prompt], clips: Clips, heard: Mapping[str, Judgement]
-) -> Interval:
+def followed(attribute: str, prompts: Sequence[Prompt], clips: Clips, heard: Mapping[str, Judgement]) -> Interval:
     """Share of prompts whose first clip has, to the judge, the attribute that the caption asked for."""
     asked = [prompt for prompt in prompts if attribute in prompt.tags]
     hits = [heard[clips[p.id][0].audio_sha256].has(attribute, p.tags[attribute]) for p in asked]
-    return bootstrap_mean(np.array(hits, dtype=float))
+    share = float(np.mean(hits))
+    low, high = wilson(share, len(hits), 1.96)  # one clip a prompt: no clusters
+    return Interval(share, low, high, n=len(hits))
 
 
 def heard_mean(values: Sequence[float]) -> Interval:

@@ -23,11 +23,16 @@ def _split(name: str):
 
 
 def generate(
-    version: Annotated[str, typer.Option(help="The version that sings; tiny-base is registered on first use.")] = "tiny-base",
+    version: Annotated[
+        str, typer.Option(help="The version that sings; tiny-base is registered on first use.")
+    ] = "tiny-base",
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt in words; may be given several times.")] = None,
     captions: Annotated[int, typer.Option(min=0, help="Draw this many captions attune-tiny never saw.")] = 0,
     split: Annotated[
-        str | None, typer.Option(help="Sing the recorded prompts of this split; for new prompts, the split they get.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Sing the recorded prompts of this split; for new prompts, the split they get.", show_default=False
+        ),
     ] = None,
     per_prompt: Annotated[int, typer.Option(min=1, max=256, help="Clips a prompt.")] = 2,
     seconds: Annotated[float, typer.Option(min=0.5, max=30, help="Length of a clip.")] = 4.0,
@@ -92,7 +97,9 @@ def simulate_votes(
     votes: Annotated[int, typer.Option(min=1)] = 300,
     raters: Annotated[int, typer.Option(min=1)] = 8,
     population: Annotated[str, typer.Option(help="A population of configs/listeners.yaml.")] = "default",
-    version: Annotated[list[str] | None, typer.Option(help="For a new study: versions whose clips meet; default all.")] = None,
+    version: Annotated[
+        list[str] | None, typer.Option(help="For a new study: versions whose clips meet; default all.")
+    ] = None,
     seed: Seed = 0,
     home: Home = None,
     database: DatabaseUrl = None,
@@ -122,7 +129,15 @@ def simulate_votes(
         listen.open_study(ws, study, listen.pairs_within(by_prompt, votes, seed), rater_kind=RaterKind.SIMULATED)
     with bar("simulated votes") as progress:
         saved = listen.simulate_votes(
-            ws, study, listeners, judge=Judge(), population=population, raters=raters, votes=votes, seed=seed, progress=progress
+            ws,
+            study,
+            listeners,
+            judge=Judge(),
+            population=population,
+            raters=raters,
+            votes=votes,
+            seed=seed,
+            progress=progress,
         )
     short = "" if saved == votes else f" ({votes} asked; every listener has heard every pair)"
     emit(
@@ -135,7 +150,9 @@ def snapshot(
     name: Annotated[str, typer.Argument(help="Name of the new snapshot.")],
     study: Annotated[list[str], typer.Option(help="Study whose votes are frozen; may be given several times.")],
     both_bad: Annotated[str, typer.Option(help="What BOTH_BAD means: tie or drop.")] = "tie",
-    shuffle_votes: Annotated[bool, typer.Option("--shuffle-votes", help="Control: permute winners among the pairs.")] = False,
+    shuffle_votes: Annotated[
+        bool, typer.Option("--shuffle-votes", help="Control: permute winners among the pairs.")
+    ] = False,
     seed: Seed = 0,
     home: Home = None,
     database: DatabaseUrl = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -54,11 +55,12 @@ def train(
         accuracies = {head: model.accuracy(test, audio, text, head=head) for head in model.trained_heads}
     lines = [f"{name}: {model.metrics['train_pairs']} training pairs, simulated votes: {taken.frozen.simulated}"]
     lines += [
-        f"  {head}: {a.value:.1%} of held-out decisive votes [{a.low:.1%}, {a.high:.1%}], n {a.n}" for head, a in accuracies.items()
+        f"  {head}: {a.value:.1%} of held-out decisive votes [{a.low:.1%}, {a.high:.1%}], n {a.n}"
+        for head, a in accuracies.items()
     ] or ["  accuracy not measured: the snapshot has no decisive vote in its test split"]
     emit(
         {"reward_model": name, "simulated": taken.frozen.simulated, "metrics": model.metrics,
-         "accuracy": {head: {"value": a.value, "low": a.low, "high": a.high, "n": a.n} for head, a in accuracies.items()}},
+         "accuracy": {head: asdict(a) for head, a in accuracies.items()}},
         "\n".join(lines), as_json,
     )  # fmt: skip
 
@@ -67,7 +69,10 @@ def train(
 def dpo(
     name: Annotated[str, typer.Argument(help="Name of the new version.")],
     snapshot: Annotated[str, typer.Option(help="Snapshot whose decisive train votes become pairs.")],
-    reward_model: Annotated[str | None, typer.Option("--reward", help="Also pair best against worst clips by this reward model.", show_default=False)] = None,
+    reward_model: Annotated[
+        str | None,
+        typer.Option("--reward", help="Also pair best against worst clips by this reward model.", show_default=False),
+    ] = None,
     best_of: Annotated[int, typer.Option(min=2, max=64, help="N of the best/worst-of-N pairs.")] = 8,
     parent: Annotated[str, typer.Option(help="Version to start from: a base.")] = "tiny-base",
     config: Config = None,
@@ -99,12 +104,22 @@ def dpo(
         with ws.database.session(write=False) as s:
             prompts = [p for p in queries.list_prompts(s, split=Split.TRAIN) if str(p.id) in {str(w) for w in wanted}]
         with bar(f"{best_of} clips a prompt") as progress:
-            clips = generate_clips(ws, parent, prompts, GenerationConfig(), per_prompt=best_of, seed=seed, progress=progress)
+            clips = generate_clips(
+                ws, parent, prompts, GenerationConfig(), per_prompt=best_of, seed=seed, progress=progress
+            )
         pool = (prompts, clips, learn.score_clips(ws, scorer, prompts, clips))
     run_dir = Path(settings_of(home, database).store).parent / "runs" / name
     with bar("DPO") as progress:
         version, result = learn.align_dpo(
-            ws, name, parent=start, snapshot=taken, settings=settings, run_dir=run_dir, pool=pool, resume=resume, progress=progress
+            ws,
+            name,
+            parent=start,
+            snapshot=taken,
+            settings=settings,
+            run_dir=run_dir,
+            pool=pool,
+            resume=resume,
+            progress=progress,
         )
     last = result.history[-1]
     emit(
@@ -126,11 +141,21 @@ def list_all(home: Home = None, database: DatabaseUrl = None, as_json: AsJson = 
     db = open_database(settings_of(home, database).database_url)
     with db.session(write=False) as s:
         rows = [
-            {"name": v.name, "status": v.status.value, "parent": v.parent, "adapter": v.adapter_sha256 and v.adapter_sha256[:12],
-             "votes": "simulated" if v.simulated else ("human" if v.adapter_sha256 else None), "created": v.created_at and f"{v.created_at:%Y-%m-%d %H:%M}"}
+            {
+                "name": v.name,
+                "status": v.status.value,
+                "parent": v.parent,
+                "adapter": v.adapter_sha256 and v.adapter_sha256[:12],
+                "votes": "simulated" if v.simulated else ("human" if v.adapter_sha256 else None),
+                "created": v.created_at and f"{v.created_at:%Y-%m-%d %H:%M}",
+            }
             for v in list_versions(s)
         ]  # fmt: skip
-    text = table(rows, ["name", "status", "parent", "adapter", "votes", "created"]) if rows else "No versions yet; `attune generate` registers the base."
+    text = (
+        table(rows, ["name", "status", "parent", "adapter", "votes", "created"])
+        if rows
+        else "No versions yet; `attune generate` registers the base."
+    )
     emit(rows, text, as_json)
 
 
@@ -145,15 +170,24 @@ def show(name: str, home: Home = None, database: DatabaseUrl = None, as_json: As
     lines, rows = [], []
     for depth, step in enumerate(lineage(db, name)):
         version, pad = step.version, "  " * depth
-        lines.append(f"{pad}{version.name}  ({version.status.value}{', trained on simulated votes' if version.simulated else ''})")
-        lines.append(f"{pad}  base {version.base} {version.base_sha256[:12]}, commit {(version.commit or 'not recorded')[:12]}")
+        simulated = ", trained on simulated votes" if version.simulated else ""
+        lines.append(
+            f"{pad}{version.name}  ({version.status.value}{simulated})"
+        )
+        lines.append(
+            f"{pad}  base {version.base} {version.base_sha256[:12]}, commit {(version.commit or 'not recorded')[:12]}"
+        )
         if step.run_kind:
-            lines.append(f"{pad}  {step.run_kind} on snapshot {step.snapshot}: {step.votes} votes, sha256 {(step.snapshot_sha256 or '')[:12]}")
+            lines.append(
+                f"{pad}  {step.run_kind} on snapshot {step.snapshot}: {step.votes} votes, "
+                f"sha256 {(step.snapshot_sha256 or '')[:12]}"
+            )
             lines.append(f"{pad}  adapter {(version.adapter_sha256 or '')[:12]}")
         if version.parent:
             lines.append(f"{pad}  from:")
         rows.append(
-            {"name": version.name, "status": version.status.value, "base": version.base, "base_sha256": version.base_sha256,
+            {"name": version.name, "status": version.status.value, "base": version.base,
+             "base_sha256": version.base_sha256,
              "adapter_sha256": version.adapter_sha256, "commit": version.commit, "simulated": version.simulated,
              "run": step.run_kind, "snapshot": step.snapshot, "snapshot_sha256": step.snapshot_sha256,
              "votes": step.votes, "config": dict(step.config) if step.config else None}

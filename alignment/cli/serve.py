@@ -11,7 +11,8 @@ from alignment.cli.common import DatabaseUrl, Home, settings_of
 
 def serve(
     study: Annotated[
-        str | None, typer.Option(help="Study to serve; default: a human study over the clips that are there.", show_default=False)
+        str | None,
+        typer.Option(help="Study to serve; default: a human study over the clips that are there.", show_default=False),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,

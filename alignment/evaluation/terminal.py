@@ -54,7 +54,7 @@ def render_table(data: ReportData) -> str:
     for metric in data.metrics:
         for name, found in (("base", metric.base), ("aligned", metric.aligned)):
             if found is not None:
-                unit = f" {metric.unit}" if metric.unit else ""
+                unit = f" {metric.unit}" if 0 < len(metric.unit) <= 6 else ""  # long ones are on the page
                 label = f"{metric.label}, {name}"
                 rows.append((label, number(found.value) + unit, _range(found, number), f"{found.n}"))
     for row in data.adherence:

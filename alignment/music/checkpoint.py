@@ -99,7 +99,7 @@ def _load(source: str, *, local_files_only: bool) -> tuple[MusicgenForConditiona
     import torch
     from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
-    with _quiet():
+    with quiet():
         hf, info = MusicgenForConditionalGeneration.from_pretrained(
             source,
             local_files_only=local_files_only,
@@ -116,7 +116,7 @@ def _load(source: str, *, local_files_only: bool) -> tuple[MusicgenForConditiona
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar of its own and no advice: callers show progress, and faults are raised as ModelError."""
     from transformers.utils import logging
 

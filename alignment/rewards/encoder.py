@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alignment.errors import DataError, ModelError
+from alignment.music.checkpoint import quiet
 
 TINY_CLAP = Path(__file__).resolve().parent.parent / "music" / "tiny" / "clap"
 
@@ -30,9 +31,10 @@ class ClapEncoder:
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder}: no CLAP here (config.json is missing); give a ClapModel folder.")
         try:
-            model = ClapModel.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
+            with quiet():
+                model = ClapModel.from_pretrained(
+                    folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                )
             self.extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers raises many kinds for one cause: not a usable folder

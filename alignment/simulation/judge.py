@@ -62,18 +62,26 @@ class JudgeNetwork(nn.Module):
                 nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
             )
 
-        self.stem = nn.Sequential(nn.Conv2d(1, width, (5, 7), stride=(2, 4), padding=(2, 3), bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, (5, 7), stride=(2, 4), padding=(2, 3), bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.body = nn.Sequential(
-            block(width, 2 * width, (2, 1)), block(2 * width, 2 * width, (2, 2)), block(2 * width, 4 * width, (2, 1)),
+            block(width, 2 * width, (2, 1)),
+            block(2 * width, 2 * width, (2, 2)),
+            block(2 * width, 4 * width, (2, 1)),
             block(4 * width, 4 * width, (2, 2)),
         )
         self.norm = nn.LayerNorm(8 * width)
-        self.rhythm = nn.Sequential(nn.Conv1d(12, 32, 9, padding=4), nn.ReLU(), nn.Conv1d(32, 48, 9, padding=4, stride=2), nn.ReLU())
+        self.rhythm = nn.Sequential(
+            nn.Conv1d(12, 32, 9, padding=4), nn.ReLU(), nn.Conv1d(32, 48, 9, padding=4, stride=2), nn.ReLU()
+        )
         self.pitch = nn.Sequential(nn.Linear(24 * 2, 64), nn.ReLU(), nn.Linear(64, 32))
         features = 8 * width + 2 * 48 + 32
         self.heads = nn.ModuleDict(
-            {name: nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, len(values)))
-             for name, values in ATTRIBUTE_VALUES.items()}
+            {
+                name: nn.Sequential(nn.Dropout(0.2), nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, len(values)))
+                for name, values in ATTRIBUTE_VALUES.items()
+            }
         )
         self.clean = nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 1))
 
@@ -88,7 +96,9 @@ class JudgeNetwork(nn.Module):
         folded = spectrum[:, : 24 * (BINS // 24)].clamp_min(0).mean(2).view(len(spectrum), -1, 24)
         profile = torch.cat([folded.mean(1), folded.amax(1)], 1)
         profile = profile / profile.norm(dim=1, keepdim=True).clamp_min(1e-6) * math.sqrt(48)
-        turned = torch.stack([torch.cat([profile[:, :24].roll(-2 * k, 1), profile[:, 24:].roll(-2 * k, 1)], 1) for k in range(12)], 1)
+        turned = torch.stack(
+            [torch.cat([profile[:, :24].roll(-2 * k, 1), profile[:, 24:].roll(-2 * k, 1)], 1) for k in range(12)], 1
+        )
         tonal = self.pitch(turned).amax(1)
         features = torch.cat([timbre, rises.mean(2), rises.amax(2), tonal], 1)
         return {name: head(features) for name, head in self.heads.items()}, torch.sigmoid(self.clean(features)[:, 0])
@@ -131,10 +141,14 @@ class Judge:
         """One judgement a clip; audio (B, samples) float32 at 16 kHz."""
         out: list[Judgement] = []
         for start in range(0, len(audio), batch_size):
-            logits, clean = self.network(spectrogram(torch.from_numpy(np.ascontiguousarray(audio[start : start + batch_size]))))
+            logits, clean = self.network(
+                spectrogram(torch.from_numpy(np.ascontiguousarray(audio[start : start + batch_size])))
+            )
             shares = {name: logit.softmax(-1).tolist() for name, logit in logits.items()}
             for row, cleanliness in enumerate(clean.tolist()):
-                heard = {name: dict(zip(ATTRIBUTE_VALUES[name], share[row], strict=True)) for name, share in shares.items()}
+                heard = {
+                    name: dict(zip(ATTRIBUTE_VALUES[name], share[row], strict=True)) for name, share in shares.items()
+                }
                 out.append(Judgement(heard, cleanliness))
         return out
 

@@ -74,10 +74,14 @@ class Listener:
 
     def utility(self, heard: Judgement, tags: Mapping[str, str]) -> float:
         liking = sum(
-            share * self.taste[name, value] for name, shares in heard.attributes.items() for value, share in shares.items()
+            share * self.taste[name, value]
+            for name, shares in heard.attributes.items()
+            for value, share in shares.items()
         )
         profile = self.profile
-        return profile.adherence_weight * heard.adherence(tags) + profile.cleanliness_weight * heard.cleanliness + liking
+        return (
+            profile.adherence_weight * heard.adherence(tags) + profile.cleanliness_weight * heard.cleanliness + liking
+        )
 
     def vote(
         self, left: Judgement, right: Judgement, tags: Mapping[str, str], rng: random.Random

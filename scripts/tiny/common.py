@@ -57,5 +57,7 @@ def save_facts(name: str, **facts: Any) -> None:
     """What a finished training says of itself in the model card."""
     import platform
 
-    machine = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    machine = (
+        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    )
     (BUILD / f"{name}.json").write_text(json.dumps({**facts, "hardware": machine}, indent=2) + "\n")

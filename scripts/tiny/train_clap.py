@@ -30,19 +30,48 @@ from scripts.tiny.train_decoder import build_tokenizer, encode_split
 
 def build_clap(vocabulary: int) -> tuple[ClapModel, ClapFeatureExtractor]:
     audio = ClapAudioConfig(
-        spec_size=128, num_mel_bins=64, window_size=8, patch_size=4, patch_stride=[4, 4], patch_embeds_hidden_size=24,
-        depths=[1, 1, 2], num_attention_heads=[2, 4, 8], hidden_size=96, projection_dim=96, enable_fusion=False,
-        num_classes=8, drop_path_rate=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, qkv_bias=True,
+        spec_size=128,
+        num_mel_bins=64,
+        window_size=8,
+        patch_size=4,
+        patch_stride=[4, 4],
+        patch_embeds_hidden_size=24,
+        depths=[1, 1, 2],
+        num_attention_heads=[2, 4, 8],
+        hidden_size=96,
+        projection_dim=96,
+        enable_fusion=False,
+        num_classes=8,
+        drop_path_rate=0.0,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        qkv_bias=True,
     )
     text = ClapTextConfig(
-        vocab_size=vocabulary, hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192,
-        max_position_embeddings=80, projection_dim=96, pad_token_id=0, bos_token_id=1, eos_token_id=1,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=vocabulary,
+        hidden_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=192,
+        max_position_embeddings=80,
+        projection_dim=96,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     config = ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=96)
     extractor = ClapFeatureExtractor(
-        feature_size=64, sampling_rate=16_000, hop_length=256, max_length_s=4, fft_window_size=1024,
-        frequency_min=50, frequency_max=8000, truncation="rand_trunc", padding="repeatpad",
+        feature_size=64,
+        sampling_rate=16_000,
+        hop_length=256,
+        max_length_s=4,
+        fft_window_size=1024,
+        frequency_min=50,
+        frequency_max=8000,
+        truncation="rand_trunc",
+        padding="repeatpad",
     )
     return ClapModel(config), extractor
 
@@ -95,7 +124,9 @@ def main() -> None:
     valid_audio, valid_rows = load_split("valid")
     valid_mel = features(extractor, np.asarray(valid_audio[:256]))
     valid_tokens = tokenizer([row["text"] for row in valid_rows[:256]], padding=True, return_tensors="pt")
-    print(f"{sum(p.numel() for p in clap.parameters()) / 1e6:.2f} M parameters, features {tuple(mel.shape)}", flush=True)
+    print(
+        f"{sum(p.numel() for p in clap.parameters()) / 1e6:.2f} M parameters, features {tuple(mel.shape)}", flush=True
+    )
     optimizer = torch.optim.AdamW(clap.parameters(), lr=1e-3, weight_decay=0.02)
     progress, began, step, limit = Progress(50), time.time(), 0, args.minutes * 60
     clap.train()
@@ -104,7 +135,9 @@ def main() -> None:
             group["lr"] = 1.5e-3 * min(1.0, (step + 1) / 100) * max(0.02, 0.5 * (1 + np.cos(np.pi * share)))
         pick = torch.randperm(len(mel))[:64]
         with torch.autocast("cpu", torch.bfloat16):
-            loss, right = contrast(clap, mel[pick].float(), {k: tokens[k][pick] for k in ("input_ids", "attention_mask")})
+            loss, right = contrast(
+                clap, mel[pick].float(), {k: tokens[k][pick] for k in ("input_ids", "attention_mask")}
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clap.parameters(), 1.0)
@@ -114,7 +147,9 @@ def main() -> None:
         if step % 200 == 0:
             clap.eval()
             with torch.no_grad():
-                value, hit = contrast(clap, valid_mel.float(), {k: valid_tokens[k] for k in ("input_ids", "attention_mask")})
+                value, hit = contrast(
+                    clap, valid_mel.float(), {k: valid_tokens[k] for k in ("input_ids", "attention_mask")}
+                )
             clap.train()
             print(f"valid {step} loss {value:.4f} right of 256 {hit:.3f}", flush=True)
     folder = BUILD / "model" / "clap"

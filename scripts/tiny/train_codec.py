@@ -20,7 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import EncodecConfig, EncodecModel
 
-from scripts.tiny.common import BUILD, SAMPLE_RATE_HZ, Progress, load_split, load_state, save_facts, save_state, to_float
+from scripts.tiny.common import (
+    BUILD,
+    SAMPLE_RATE_HZ,
+    Progress,
+    load_split,
+    load_state,
+    save_facts,
+    save_state,
+    to_float,
+)
 
 SEGMENT = SAMPLE_RATE_HZ // 2
 CODES, BOOKS = 512, 4
@@ -28,9 +37,20 @@ CODES, BOOKS = 512, 4
 
 def build_codec() -> EncodecModel:
     config = EncodecConfig(
-        sampling_rate=SAMPLE_RATE_HZ, audio_channels=1, num_filters=12, hidden_size=64, num_lstm_layers=1,
-        upsampling_ratios=[8, 5, 4, 2], codebook_size=CODES, codebook_dim=64, target_bandwidths=[2.0],
-        use_causal_conv=False, norm_type="weight_norm", normalize=False, chunk_length_s=None, overlap=None,
+        sampling_rate=SAMPLE_RATE_HZ,
+        audio_channels=1,
+        num_filters=12,
+        hidden_size=64,
+        num_lstm_layers=1,
+        upsampling_ratios=[8, 5, 4, 2],
+        codebook_size=CODES,
+        codebook_dim=64,
+        target_bandwidths=[2.0],
+        use_causal_conv=False,
+        norm_type="weight_norm",
+        normalize=False,
+        chunk_length_s=None,
+        overlap=None,
     )
     codec = EncodecModel(config)
     if len(codec.quantizer.layers) != BOOKS:
@@ -162,9 +182,14 @@ def validate(codec: EncodecModel, mel: MelDistance) -> dict[str, float]:
     codes = codec.encode(audio, bandwidth=2.0).audio_codes
     back = codec.decode(codes, [None] * codes.shape[0]).audio_values[..., : audio.shape[-1]]
     codec.train()
-    usage = torch.stack([(torch.bincount(codes[0][:, k].flatten(), minlength=CODES) > 0).float().mean() for k in range(BOOKS)])
-    return {"si_sdr_db": float(si_sdr(back[:, 0], audio[:, 0]).mean()), "mel": float(mel(back[:, 0], audio[:, 0])[0]),
-            **{f"used_{k}": float(u) for k, u in enumerate(usage)}}
+    usage = torch.stack(
+        [(torch.bincount(codes[0][:, k].flatten(), minlength=CODES) > 0).float().mean() for k in range(BOOKS)]
+    )
+    return {
+        "si_sdr_db": float(si_sdr(back[:, 0], audio[:, 0]).mean()),
+        "mel": float(mel(back[:, 0], audio[:, 0])[0]),
+        **{f"used_{k}": float(u) for k, u in enumerate(usage)},
+    }
 
 
 def main() -> None:
@@ -187,10 +212,14 @@ def main() -> None:
         starts = torch.randint(audio.shape[1] - SEGMENT, (size,))
         import numpy as np
 
-        return to_float(np.stack([audio[r, s : s + SEGMENT] for r, s in zip(rows.tolist(), starts.tolist(), strict=True)]))[:, None]
+        return to_float(
+            np.stack([audio[r, s : s + SEGMENT] for r, s in zip(rows.tolist(), starts.tolist(), strict=True)])
+        )[:, None]
 
     quantiser = Quantiser(codec)
-    optimizer = torch.optim.AdamW([*codec.encoder.parameters(), *codec.decoder.parameters()], lr=args.lr, betas=(0.8, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        [*codec.encoder.parameters(), *codec.decoder.parameters()], lr=args.lr, betas=(0.8, 0.99), weight_decay=1e-4
+    )
     step, trained = 0, 0.0
     if state := load_state(args.checkpoint):
         codec.load_state_dict(state["codec"])
@@ -205,12 +234,16 @@ def main() -> None:
     began, resumed = time.time(), trained
 
     def save() -> None:
-        save_state(args.checkpoint, codec=codec.state_dict(), optimizer=optimizer.state_dict(), step=step, trained_s=trained)
+        save_state(
+            args.checkpoint, codec=codec.state_dict(), optimizer=optimizer.state_dict(), step=step, trained_s=trained
+        )
 
     while trained < limit and step < args.steps:
         share = trained / limit
         for group in optimizer.param_groups:  # warm up, hold, then fall to a twentieth
-            group["lr"] = args.lr * min(1.0, (step + 1) / 100) * (1.0 if share < 0.4 else max(0.05, 1 - (share - 0.4) / 0.6))
+            group["lr"] = (
+                args.lr * min(1.0, (step + 1) / 100) * (1.0 if share < 0.4 else max(0.05, 1 - (share - 0.4) / 0.6))
+            )
         clip = batch(args.batch)
         latents = codec.encoder(clip)
         quantised, commit, used = quantiser(latents)
@@ -224,7 +257,14 @@ def main() -> None:
         optimizer.step()
         step += 1
         trained = resumed + time.time() - began
-        progress(step, mel=distance.detach(), noise=noise.detach(), conv=convergence.detach(), commit=commit.detach(), used=used)
+        progress(
+            step,
+            mel=distance.detach(),
+            noise=noise.detach(),
+            conv=convergence.detach(),
+            commit=commit.detach(),
+            used=used,
+        )
         if step % 250 == 0:
             print(f"valid {step}", validate(codec, mel), flush=True)
             save()

@@ -47,15 +47,37 @@ def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 def build_model(codec: EncodecModel, vocabulary: int) -> MusicgenForConditionalGeneration:
     text = T5Config(
-        vocab_size=vocabulary, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, feed_forward_proj="gated-gelu",
+        vocab_size=vocabulary,
+        d_model=128,
+        d_kv=32,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
     )
     decoder = MusicgenDecoderConfig(
-        vocab_size=PAD, hidden_size=192, num_hidden_layers=4, num_attention_heads=6, ffn_dim=768, num_codebooks=4,
-        audio_channels=1, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0,
-        max_position_embeddings=2048, pad_token_id=PAD, bos_token_id=PAD,
+        vocab_size=PAD,
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        ffn_dim=768,
+        num_codebooks=4,
+        audio_channels=1,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        layerdrop=0.0,
+        max_position_embeddings=2048,
+        pad_token_id=PAD,
+        bos_token_id=PAD,
     )
-    config = MusicgenConfig(text_encoder=text.to_dict(), audio_encoder=codec.config.to_dict(), decoder=decoder.to_dict())
+    config = MusicgenConfig(
+        text_encoder=text.to_dict(), audio_encoder=codec.config.to_dict(), decoder=decoder.to_dict()
+    )
     model = MusicgenForConditionalGeneration(config)
     model.audio_encoder.load_state_dict(codec.state_dict())
     model.audio_encoder.requires_grad_(False)
@@ -94,13 +116,17 @@ def delayed(codes: Tensor) -> tuple[Tensor, Tensor]:
     return inputs.masked_fill(inputs < 0, PAD).view(batch * books, steps), targets
 
 
-def loss_by_book(model: MusicgenForConditionalGeneration, tokens: dict[str, Tensor], codes: Tensor, keep: Tensor) -> Tensor:
+def loss_by_book(
+    model: MusicgenForConditionalGeneration, tokens: dict[str, Tensor], codes: Tensor, keep: Tensor
+) -> Tensor:
     """Mean cross-entropy a code in nats, (K,); ``keep`` (B,) False drops the caption as guidance does."""
     inputs, targets = delayed(codes)
     mask = tokens["attention_mask"] * keep[:, None]
     logits = model(input_ids=tokens["input_ids"], attention_mask=mask, decoder_input_ids=inputs).logits
     logits = logits.view(codes.shape[0], codes.shape[1], -1, logits.shape[-1])  # (B, K, S, V)
-    each = nn.functional.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none")
+    each = nn.functional.cross_entropy(
+        logits.float().flatten(0, 2), targets.flatten(), ignore_index=-100, reduction="none"
+    )
     return each.view(codes.shape[0], codes.shape[1], -1).sum((0, 2)) / (codes.shape[0] * codes.shape[2])
 
 
@@ -123,7 +149,9 @@ def main() -> None:
     tokenizer = build_tokenizer(texts)
     model = build_model(codec, len(tokenizer))
     trainable = [p for p in model.parameters() if p.requires_grad]
-    print(f"{sum(p.numel() for p in trainable) / 1e6:.2f} M trained parameters, vocabulary {len(tokenizer)}", flush=True)
+    print(
+        f"{sum(p.numel() for p in trainable) / 1e6:.2f} M trained parameters, vocabulary {len(tokenizer)}", flush=True
+    )
     optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
     step, trained = 0, 0.0
     if state := load_state(args.checkpoint):
@@ -135,7 +163,9 @@ def main() -> None:
     progress, limit, began, resumed = Progress(50), args.minutes * 60, time.time(), trained
 
     def save() -> None:
-        save_state(args.checkpoint, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, trained_s=trained)
+        save_state(
+            args.checkpoint, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, trained_s=trained
+        )
 
     model.train()
     model.audio_encoder.eval()
@@ -151,7 +181,9 @@ def main() -> None:
         clip = codes[rows][..., start : start + codes.shape[-1] // 2] if short else codes[rows]
         keep = (torch.rand(size) > 0.2).long()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            books = loss_by_book(model, {k: tokens[k][rows] for k in ("input_ids", "attention_mask")}, clip.long(), keep)
+            books = loss_by_book(
+                model, {k: tokens[k][rows] for k in ("input_ids", "attention_mask")}, clip.long(), keep
+            )
         optimizer.zero_grad()
         books.mean().backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)

@@ -75,7 +75,9 @@ def main() -> None:
             spectrum = heard[rows_now].float()
             shift = int(torch.randint(-3, 4, (1,)))  # a few quarter-tones either way
             logits, cleanliness = network(spectrum.roll(2 * shift, 1))
-            loss = sum(nn.functional.cross_entropy(logits[n], labels[n][rows_now], label_smoothing=0.05) for n in labels)
+            loss = sum(
+                nn.functional.cross_entropy(logits[n], labels[n][rows_now], label_smoothing=0.05) for n in labels
+            )
             loss = loss + 4 * nn.functional.mse_loss(cleanliness, clean[rows_now])
             optimizer.zero_grad()
             loss.backward()
@@ -85,12 +87,20 @@ def main() -> None:
         print(f"epoch {epoch + 1} {time.time() - began:.0f}s loss {total / batches:.4f}", flush=True)
     WEIGHTS.mkdir(parents=True, exist_ok=True)
     network.eval()
-    save_file({k: v.half().contiguous() if v.is_floating_point() else v for k, v in network.state_dict().items()}, WEIGHTS / "judge.safetensors")
+    save_file(
+        {k: v.half().contiguous() if v.is_floating_point() else v for k, v in network.state_dict().items()},
+        WEIGHTS / "judge.safetensors",
+    )
     (WEIGHTS / "judge.json").write_text("{}\n")
     judge = Judge()
     test, test_rows = load_split("test")
     tags = [row["tags"] for row in test_rows]
-    facts: dict[str, object] = {"seed": args.seed, "epochs": args.epochs, "training_clips": len(audio), "test_clips": len(test)}
+    facts: dict[str, object] = {
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "training_clips": len(audio),
+        "test_clips": len(test),
+    }
     for name, level in (("real", None), ("reconstructed", 0.0), ("corrupted_20", 0.2), ("corrupted_50", 0.5)):
         wave = np.asarray(test) if level is None else through_codec(codec, test, np.full(len(test), level), 99)
         judged = judge(to_float(wave).numpy())

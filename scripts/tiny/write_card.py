@@ -1,6 +1,6 @@
 """Measure the installed attune-tiny on captions and renders never trained on, and write its model card.
 
-    python -m scripts.tiny.write_card
+python -m scripts.tiny.write_card
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import platform
 import time
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from alignment.domain import GenerationConfig
+from alignment.evaluation.intervals import wilson
 from alignment.evaluation.metrics import bootstrap_mean
 from alignment.music.codec import decode
 from alignment.music.model import MusicModel
@@ -47,8 +47,8 @@ def followed(model: MusicModel, judge: Judge, rows: list[dict], guidance: float)
     heard = judge(decode(model, rollout.codes))
     out = {}
     for name in ATTRIBUTE_VALUES:
-        share = bootstrap_mean(np.array([j.has(name, r["tags"][name]) for j, r in zip(heard, rows, strict=True)], float))
-        out[name] = [round(v, 3) for v in (share.value, share.low, share.high)]
+        share = float(np.mean([j.has(name, r["tags"][name]) for j, r in zip(heard, rows, strict=True)]))
+        out[name] = [round(v, 3) for v in (share, *wilson(share, len(rows), 1.96))]
     clean = bootstrap_mean(np.array([j.cleanliness for j in heard]))
     out["cleanliness"] = [round(v, 3) for v in (clean.value, clean.low, clean.high)]
     return out
@@ -68,7 +68,13 @@ def main() -> None:
         name: json.loads((BUILD / f"{name}.json").read_text()) for name in ("codec", "decoder", "clap")
         if (BUILD / f"{name}.json").exists()
     }  # fmt: skip
-    facts = {"codec": codec, "guidance_1": songs[1.0], "guidance_3": songs[3.0], "judge": judge.facts, "training": trained}
+    facts = {
+        "codec": codec,
+        "guidance_1": songs[1.0],
+        "guidance_3": songs[3.0],
+        "judge": judge.facts,
+        "training": trained,
+    }
     (TARGET / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
     (TARGET / "README.md").write_text(card(facts, len(rows)), encoding="utf-8")
     print(f"card in {time.time() - began:.0f} s", flush=True)
@@ -81,7 +87,7 @@ def card(facts: dict, clips: int) -> str:
         return f"{values[0]:.0%} [{values[1]:.0%}, {values[2]:.0%}]"
 
     lines = [
-        "| caption asks for | chance | judge on renders | judge on reconstructions | generated, guidance 1 | generated, guidance 3 |",
+        "| caption asks for | chance | renders | reconstructions | generated, guidance 1 | guidance 3 |",
         "|---|---|---|---|---|---|",
         *(
             f"| {name} | {1 / len(values):.0%} | {judge['real'][name]:.0%} | {judge['reconstructed'][name]:.0%} "
@@ -92,7 +98,9 @@ def card(facts: dict, clips: int) -> str:
         f"| {one['cleanliness'][0]:.2f} | {three['cleanliness'][0]:.2f} |",
     ]
     codec, used = facts["codec"], [v for k, v in facts["codec"].items() if k.startswith("codes_used")]
-    training = "\n".join(f"- {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()) for name, values in facts["training"].items())
+    training = "\n".join(
+        f"- {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()) for name, values in facts["training"].items()
+    )
     size = sum(p.stat().st_size for p in TARGET.rglob("*") if p.is_file()) / 1e6
     return f"""---
 license: mit
@@ -112,19 +120,19 @@ tempo classes, two modes, three accompaniments and drums, in clips of four secon
 
 ## Measured
 
-On {clips} captions and renders it never saw. Intervals are 95%, bootstrap over clips. "Judge" is the gold judge of the
+On {clips} captions and renders it never saw. Intervals are 95% (Wilson for shares). "Judge" is the gold judge of the
 simulation, trained on renders of its own: what it cannot read from a reconstruction, the decoder cannot have learnt.
 
 {chr(10).join(lines)}
 
-Codec on held-out renders: SI-SDR {codec['si_sdr_db']:.1f} dB, log-mel L1 {codec['log_mel_l1']:.2f}, codes in use
-{', '.join(f'{v:.0%}' for v in used)} of books 1 to 4.
+Codec on held-out renders: SI-SDR {codec["si_sdr_db"]:.1f} dB, log-mel L1 {codec["log_mel_l1"]:.2f}, codes in use
+{", ".join(f"{v:.0%}" for v in used)} of books 1 to 4.
 
 ## Training
 
-{training or '- see scripts/tiny/'}
+{training or "- see scripts/tiny/"}
 
-Card measured with torch {metadata.version('torch')}, transformers {metadata.version('transformers')}, Python
+Card measured with torch {metadata.version("torch")}, transformers {metadata.version("transformers")}, Python
 {platform.python_version()}. Rebuild everything with `make tiny`.
 """
 
