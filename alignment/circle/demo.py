@@ -143,7 +143,7 @@ def run_demo(ws: Workspace, settings: DemoSettings, folder: Path, *, shuffle_vot
             candidate=ALIGNED, base=BASE_NAME,
             contests=[
                 rep.Contest("DPO vs base", rates[ALIGNED], "one fresh clip each, held-out prompts and listeners"),
-                rep.Contest("best-of-4 vs base", rates[BEST_OF_4], "the base's clip that the reward model likes best of four"),
+                rep.Contest("best-of-4 vs base", rates[BEST_OF_4], "the one the reward model likes best of four"),
             ],
             reward=rep.RewardCard(
                 "demo-reward",

@@ -44,6 +44,8 @@ def main() -> None:
     """Runs a command; our errors become one line and exit 1, Ctrl-C one line and exit 130."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into this status
+            raise KeyboardInterrupt
     except AttuneError as error:
         code = _fail(str(error))
     except KeyboardInterrupt:

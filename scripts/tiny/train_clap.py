@@ -2,9 +2,10 @@
 
     python scripts/tiny/train_clap.py --minutes 8
 
-Contrastive language-audio pretraining (arXiv:2211.06687): half of each batch are renders, half their
-reconstructions by the codec, so that it hears what generated clips sound like. It never meets the gold
-judge's clips.
+Contrastive language-audio pretraining (arXiv:2211.06687) on renders, on reconstructions by the codec, and on
+reconstructions with a share of their codes replaced at random, which is how a music model fails. Some captions
+say so ("clean recording", "noisy recording"), so that the embedding also carries how clean a clip is; without
+them it did not tell votes on generated clips apart. It never meets the gold judge's clips.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers import (
 
 from scripts.tiny.common import BUILD, Progress, load_split, save_facts
 from scripts.tiny.train_decoder import build_tokenizer, encode_split
+from scripts.tiny.train_judge import MOST_CORRUPTED
 
 
 def build_clap(vocabulary: int) -> tuple[ClapModel, ClapFeatureExtractor]:
@@ -85,6 +87,13 @@ def features(extractor: ClapFeatureExtractor, audio: np.ndarray) -> Tensor:
     return torch.cat(out)
 
 
+def quality_words(corrupted: float, rng: np.random.Generator) -> str:
+    """What half of the captions say of a clip whose share of replaced codes is low or high."""
+    if rng.random() < 0.5:
+        return ""
+    return ", clean recording" if corrupted < 0.08 else ", noisy recording" if corrupted > 0.2 else ""
+
+
 @torch.no_grad()
 def decode_codes(codec: EncodecModel, codes: np.ndarray) -> np.ndarray:
     """Audio (N, samples) int16 of codes (N, K, T)."""
@@ -112,15 +121,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
     tokenizer = build_tokenizer([row["text"] for row in load_split("train")[1]])
     codec = EncodecModel.from_pretrained(BUILD / "codec").eval()
     audio, rows = load_split("train")
     audio, rows = np.asarray(audio[: args.clips]), rows[: args.clips]
     clap, extractor = build_clap(len(tokenizer))
-    half = len(audio) // 2
-    codes = encode_split(codec, "train", BUILD / "codes_train.npy")[half : len(audio)]  # the decoder's: not sung twice
-    mel = torch.cat([features(extractor, audio[:half]), features(extractor, decode_codes(codec, codes))])
-    tokens = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    quarter = len(audio) // 4
+    codes = encode_split(codec, "train", BUILD / "codes_train.npy")[quarter : len(audio)]  # the decoder's
+    share = np.concatenate([np.zeros(quarter), rng.uniform(0, MOST_CORRUPTED, len(codes) - quarter)])
+    replaced = rng.random(codes.shape) < share[:, None, None]
+    codes = np.where(replaced, rng.integers(0, 512, codes.shape), codes)
+    mel = torch.cat([features(extractor, audio[:quarter]), features(extractor, decode_codes(codec, codes))])
+    share = np.concatenate([np.zeros(quarter), share])
+    texts = [row["text"] + quality_words(part, rng) for row, part in zip(rows, share, strict=True)]
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
     valid_audio, valid_rows = load_split("valid")
     valid_mel = features(extractor, np.asarray(valid_audio[:256]))
     valid_tokens = tokenizer([row["text"] for row in valid_rows[:256]], padding=True, return_tensors="pt")
