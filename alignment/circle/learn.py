@@ -17,13 +17,13 @@ from alignment.circle.workspace import Progress, Workspace, current_commit, no_p
 from alignment.config import DpoSettings, RewardSettings
 from alignment.db import runs, snapshots, studies, versions
 from alignment.db.votes import counted_votes
-from alignment.domain import Clip, Prompt, Split, Version
+from alignment.domain import Clip, Pair, Prompt, Split, Version
 from alignment.errors import DataError
 from alignment.preferences import FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
 from alignment.versions import register_adapter
 
 if TYPE_CHECKING:
-    from alignment.rewards.model import RewardModel, Scores
+    from alignment.rewards.model import RewardAccuracy, RewardModel, Scores
     from alignment.training.dpo import DpoResult
 
 
@@ -122,6 +122,13 @@ def score_each(
     shas = [clip.audio_sha256 for prompt in prompts for clip in clips[prompt.id]]
     audio = ws.embed_audio(shas, progress)
     return reward.score(texts, np.stack([audio[sha] for sha in shas]), ws.embed_text(texts))
+
+
+def accuracy_of(ws: Workspace, reward: RewardModel, pairs: Sequence[Pair]) -> dict[str, RewardAccuracy]:
+    """Each trained head's accuracy on the decisive ones of these pairs. Raises DataError when none is decisive."""
+    audio = ws.embed_audio([ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)])
+    text = ws.embed_text([pair.prompt_text for pair in pairs])
+    return {head: reward.accuracy(pairs, audio, text, head=head) for head in reward.trained_heads}
 
 
 def align_dpo(

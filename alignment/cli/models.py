@@ -40,7 +40,7 @@ def train(
 
     settings = load_recipe(config or REPOSITORY / "configs" / "reward.yaml", RewardSettings)
 
-    from alignment.circle.learn import load_snapshot, train_reward_model
+    from alignment.circle.learn import accuracy_of, load_snapshot, train_reward_model
     from alignment.domain import Split
 
     ws = open_workspace(home, database)
@@ -48,11 +48,7 @@ def train(
     with bar("reward model") as progress:
         model = train_reward_model(ws, name, taken, settings, progress)
     test = taken.frozen.split(Split.TEST)
-    accuracies = {}
-    if any(pair.preference != 0.5 for pair in test):
-        audio = ws.embed_audio([ref.audio_sha256 for pair in test for ref in (pair.a, pair.b)])
-        text = ws.embed_text([pair.prompt_text for pair in test])
-        accuracies = {head: model.accuracy(test, audio, text, head=head) for head in model.trained_heads}
+    accuracies = accuracy_of(ws, model, test) if any(pair.preference != 0.5 for pair in test) else {}
     lines = [f"{name}: {model.metrics['train_pairs']} training pairs, simulated votes: {taken.frozen.simulated}"]
     lines += [
         f"  {head}: {a.value:.1%} of held-out decisive votes [{a.low:.1%}, {a.high:.1%}], n {a.n}"

@@ -26,15 +26,15 @@ from alignment.simulation.judge import Judgement
 
 
 class ListenerProfile(Recipe):
-    """How a kind of listener votes; utilities are on the scale of ``adherence_weight`` x [0, 1]."""
+    """How a kind of listener votes; utilities are in the unit of ``noise``'s logistic scale."""
 
-    adherence_weight: float = Field(6.0, description="weight of what the caption asked for")
-    cleanliness_weight: float = Field(3.0, description="weight of clean sound")
-    likes: float = Field(0.4, ge=0, description="deviation of the personal liking of each attribute value")
+    adherence_weight: float = Field(4.0, description="weight of what the caption asked for")
+    cleanliness_weight: float = Field(10.0, description="weight of clean sound")
+    likes: float = Field(0.25, ge=0, description="deviation of the personal liking of each attribute value")
     noise: float = Field(0.5, ge=0, description="scale of the logistic noise on a difference of utilities")
     side_bias: float = Field(0.1, description="added to the left clip")
-    indifference: float = Field(0.5, ge=0, description="differences within this are ties")
-    floor: float = Field(2.0, description="a tie of two clips below this is both bad")
+    indifference: float = Field(0.6, ge=0, description="differences within this are ties")
+    floor: float = Field(8.0, description="a tie of two clips below this is both bad")
     carelessness: float = Field(0.02, ge=0, le=1, description="share of votes that are a coin toss")
 
 
