@@ -24,6 +24,7 @@ from alignment.simulation.judge import WEIGHTS, Judge, JudgeNetwork, read_share,
 from scripts.tiny.common import BUILD, load_split, to_float
 
 MOST_CORRUPTED = 0.5
+GATE = 0.6
 
 
 @torch.no_grad()
@@ -108,6 +109,22 @@ def main() -> None:
         print(name, facts[name], flush=True)
     facts["train_seconds"] = round(time.time() - began)
     (WEIGHTS / "judge.json").write_text(json.dumps(facts, indent=2) + "\n")
+    lost = lost_in_codec(facts["real"], facts["reconstructed"])
+    if lost:
+        raise SystemExit(
+            f"The codec loses {', '.join(lost)}: the judge reads less than {GATE:.0%} of it, above chance, from "
+            "reconstructions. Train the codec longer before the decoder."
+        )
+
+
+def lost_in_codec(real: dict[str, float], reconstructed: dict[str, float]) -> list[str]:
+    """Attributes of which less than GATE of the judge's accuracy above chance survives the codec."""
+    out = []
+    for name, values in ATTRIBUTE_VALUES.items():
+        chance = 1 / len(values)
+        if reconstructed[name] - chance < GATE * (real[name] - chance):
+            out.append(name)
+    return out
 
 
 if __name__ == "__main__":
