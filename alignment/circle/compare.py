@@ -66,7 +66,7 @@ def compare_versions(
         title=f"{candidate} against {opponent}", created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         simulated=True, candidate=candidate, base=opponent,
         contests=[rep.Contest(f"{candidate} vs {opponent}", rate, "held-out prompts, blind")],
-        metrics=[rep.MetricRow("diversity", spread[opponent], spread[candidate], "cosine distance",
+        metrics=[rep.MetricRow("diversity", spread[opponent], spread[candidate], "",
                                "mean distance in CLAP space between two clips of one prompt")],
         traces=[rep.FigureTrace("win rate", study, rate.votes, adapter_sha256=both[candidate].adapter_sha256 or "")],
         run={"seed": str(seed), "commit": current_commit() or "not a checkout", "database": ws.database.url},

@@ -132,12 +132,12 @@ def _metrics(turned: Turned) -> list[rep.MetricRow]:
             f"best-of-4 costs at most {best_of_n_kl(4):.2f} nats",
         ),
         rep.MetricRow(
-            "diversity", *turned.diversity, "cosine distance",
-            "mean distance in CLAP space between two clips of one prompt; 0 is one clip for ever",
+            "diversity", *turned.diversity, "",
+            "mean cosine distance in CLAP space between two clips of one prompt; 0 is one clip for ever",
         ),
         rep.MetricRow("KL to base, per code", None, turned.kl.per_token, "nats", "the same for one sampled code"),
         rep.MetricRow(
-            "cleanliness", *cleanliness, "judge, 0 to 1",
+            "cleanliness", *cleanliness, "",
             "as the gold judge hears it: 1 is a render, 0 a clip with half of its codes replaced",
         ),
     ]  # fmt: skip
