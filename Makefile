@@ -33,7 +33,9 @@ lint: $(BIN)/.installed  ## style
 	$(BIN)/python -m ruff check .
 
 serve: $(BIN)/.installed  ## the rating app on the newest demo
-	$(BIN)/attune serve --home "$$(ls -d data/demo/[0-9]* | tail -1)"
+	@home=$$(ls -t data/demo/*/summary.json 2>/dev/null | head -1); \
+	  test -n "$$home" || { echo "There is no finished demo yet; run make demo first."; exit 1; }; \
+	  $(BIN)/attune serve --home "$$(dirname "$$home")"
 
 system:  ## Debian packages of the full tests: a browser and PostgreSQL (needs root)
 	apt-get update -qq

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignment.domain import GenerationConfig
 from alignment.errors import ConfigError
@@ -61,7 +61,7 @@ class RewardSettings(Recipe):
     axis_weight: float = Field(1.0, ge=0, description="weight of the two axes' losses beside the overall vote's")
     both_bad: Literal["tie", "drop"] = Field("tie", description="what BOTH_BAD means here, rule version 1")
     ensemble: int = Field(4, ge=1, le=64, description="heads trained from different seeds in one batched module")
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
 class DpoSettings(Recipe):
@@ -82,7 +82,7 @@ class DpoSettings(Recipe):
     save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
     gradient_checkpointing: bool = False
     lora: LoraSettings = LoraSettings()
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
 class DemoSettings(Recipe):
@@ -99,7 +99,14 @@ class DemoSettings(Recipe):
     generation: GenerationSettings = GenerationSettings()
     reward: RewardSettings = RewardSettings()
     dpo: DpoSettings = DpoSettings()
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+
+    @model_validator(mode="after")
+    def _enough_clips(self) -> DemoSettings:
+        if self.clips_per_prompt > self.best_of:
+            raise ValueError(f"clips_per_prompt ({self.clips_per_prompt}) cannot be above best_of ({self.best_of})")
+        return self
 
 
 R = TypeVar("R", bound=Recipe)
@@ -133,7 +140,9 @@ def parse_recipe(values: Any, recipe: type[R], *, origin: str = "recipe") -> R:
                 hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}."
                 faults.append(f"unknown key {name}; {hint}")
             else:
-                faults.append(f"{name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}.")
+                said = fault["msg"].removeprefix("Value error, ")
+                found = f"{name} is {fault['input']!r}: " if name else ""
+                faults.append(f"{found}{said[0].lower()}{said[1:]}.")
         raise ConfigError(f"{origin}: " + " ".join(faults)) from None
 
 

@@ -1,4 +1,4 @@
-"""The values that cross boundaries: frozen, typed, free of SQL and torch. The words are the handbook's."""
+"""The values that cross boundaries: frozen, typed, free of SQL and torch."""
 
 from __future__ import annotations
 

@@ -207,6 +207,69 @@ def test_a_base_that_changed_since_it_was_registered_is_refused(home: Path, caps
     )
 
 
+def test_clips_of_different_length_are_never_paired(tmp_path: Path, capsys) -> None:
+    for seconds in ("0.5", "1.0"):
+        step = ("generate", "--captions", "4", "--per-prompt", "2", "--seconds", seconds)
+        turn_by_hand(tmp_path, [("db", "upgrade"), step])
+    done = attune(capsys, "simulate-votes", "--study", "s", "--votes", "20", "--raters", "3", "--home", tmp_path)
+    assert done.code == 0, done.err
+    with sqlite3.connect(tmp_path / "attune.db") as connection:
+        lengths = connection.execute(
+            "select x.seconds, y.seconds from battle b join clip x on x.id = b.clip_1_id "
+            "join clip y on y.id = b.clip_2_id"
+        ).fetchall()
+    assert lengths and all(x == y for x, y in lengths)
+
+
+def test_a_prompt_that_is_no_text_is_refused(home: Path, capsys) -> None:
+    for prompt in ("\udcff", "  ", "a\nb"):
+        refused(attune(capsys, "generate", "--prompt", prompt, "--home", home), "not printable text")
+
+
+def test_the_same_prompt_twice_is_sung_once(home: Path, capsys) -> None:
+    twice = ("--prompt", "slow piano") * 2
+    done = attune(capsys, "generate", *twice, "--per-prompt", "1", "--seconds", "0.5", "--home", home, "--json")
+    assert len(done.json["clips"]) == 1
+
+
+def test_captions_on_record_in_another_split_are_passed_over(home: Path, capsys) -> None:
+    step = ("generate", "--captions", "5", "--per-prompt", "1", "--seconds", "0.5", "--split", "test", "--home", home)
+    done = attune(capsys, *step, "--json")
+    assert done.code == 0, done.err
+    assert len({row["prompt"] for row in done.json["clips"]}) == 5
+
+
+def test_a_version_with_an_adapter_is_no_parent(home: Path, tmp_path: Path, capsys) -> None:
+    recipe = ("--snapshot", "votes-1", "--config", small_recipe(tmp_path), "--home", home)
+    assert attune(capsys, "align", "dpo", "v1", *recipe).code == 0
+    refused(attune(capsys, "align", "dpo", "v2", "--parent", "v1", *recipe), "carries an adapter", "tiny-base")
+    refused(attune(capsys, "align", "dpo", "v1", *recipe), "exists already")
+    refused(attune(capsys, "align", "dpo", "../v3", *recipe), "is no name")
+    refused(attune(capsys, "reward", "train", "likes-1", "--snapshot", "votes-1", "--home", home), "exists already")
+
+
+def test_a_port_in_use_is_refused_before_a_study_is_made(home: Path, capsys) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused(attune(capsys, "serve", "--home", home, "--port", port), port, "give another --port")
+    assert count(home, "study") == 1
+
+
+def test_a_home_that_cannot_hold_the_demo_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    refused(attune(capsys, "demo", "--home", tmp_path / "file"), "cannot hold the demo")
+
+
+def test_a_password_is_never_printed(capsys) -> None:
+    url = "postgresql+psycopg://someone:topsecret@127.0.0.1:1/attune"
+    done = attune(capsys, "db", "current", "--database", url)
+    assert "topsecret" not in done.out + done.err
+
+
 # Ctrl-C and a full disk -----------------------------------------------------------------------------------
 
 STAGES = {

@@ -75,3 +75,10 @@ def test_a_population_of_unknown_profiles_is_refused(tmp_path: Path) -> None:
     path.write_text("profiles: {a: {}}\npopulations: {p: {b: 1.0}}\n")
     with pytest.raises(ConfigError, match="population p names b; the profiles are a"):
         load_listeners(path)
+
+
+def test_more_clips_shown_than_sung_are_refused_and_seeds_are_bounded() -> None:
+    with pytest.raises(ConfigError, match=r"clips_per_prompt \(9\) cannot be above best_of \(8\)"):
+        parse_recipe({"clips_per_prompt": 9}, DemoSettings)
+    with pytest.raises(ConfigError, match="seed is 5000000000"):
+        parse_recipe({"seed": 5_000_000_000}, DpoSettings)

@@ -37,7 +37,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_circle_closes_and_every_figure_is_there(recipe: Path, tmp_path: Path, capsys) -> None:
+def test_the_circle_closes_and_every_figure_is_there(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    panels = watch_panels(monkeypatch)
     done = attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--seed", "3", "--json")
     assert done.code == 0, done.err
     summary = done.json
@@ -58,26 +59,51 @@ def test_the_circle_closes_and_every_figure_is_there(recipe: Path, tmp_path: Pat
                                    "join prompt p on p.id = b.prompt_id")}  # fmt: skip
         held_out = {r[0] for r in one("select text from prompt where split = 'leaderboard'")}
         assert voted and held_out and not voted & held_out
-        trained = {
-            r[0]
-            for r in one(
-                "select distinct s.rater_id from listening_session s join study t on t.id = s.study_id "
-                "where t.name = 'demo-votes'"
-            )
-        }
-        compared = {
-            r[0]
-            for r in one(
-                "select distinct s.rater_id from listening_session s join study t on t.id = s.study_id "
-                "where t.name = 'demo-tiny-dpo'"
-            )
-        }
-        assert trained and compared and not trained & compared, "the comparison needs listeners who trained nothing"
+    trained, *compared = panels
+    assert len(compared) == 2
+    assert all(not trained & panel for panel in compared), "the comparison needs tastes that trained nothing"
     page = Path(summary["report"]).read_text(encoding="utf-8")
     assert "imulated" in page and "data:audio/flac;base64," in page
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page), "the report must make no outside request"
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert leftovers(folder) == []
+
+
+def watch_panels(monkeypatch: pytest.MonkeyPatch) -> list[set]:
+    """The hidden tastes of every panel of listeners that is drawn from now on."""
+    from alignment.circle import listen
+
+    panels: list[set] = []
+    draw = listen.draw_population
+
+    def watched(*arguments):
+        drawn = draw(*arguments)
+        panels.append({tuple(listener.taste.values()) for _, listener in drawn})
+        return drawn
+
+    monkeypatch.setattr(listen, "draw_population", watched)
+    return panels
+
+
+def test_compare_draws_listeners_and_prompts_that_trained_nothing(tmp_path: Path, capsys, monkeypatch) -> None:
+    from circle_support import FIRST_STEPS, turn_by_hand
+
+    panels = watch_panels(monkeypatch)
+    turn_by_hand(tmp_path, FIRST_STEPS[:4])
+    small = tmp_path / "dpo.yaml"
+    small.write_text("num_train_epochs: 1\nlora: {r: 4, lora_alpha: 8}\n")
+    assert (
+        attune(capsys, "align", "dpo", "v1", "--snapshot", "votes-1", "--config", small, "--home", tmp_path).code == 0
+    )
+    arguments = ("compare", "v1", "--prompts", "6", "--votes", "12", "--raters", "3", "--home", tmp_path, "--json")
+    done = attune(capsys, *arguments, "--report", tmp_path / "r.html")
+    assert done.code == 0, done.err
+    assert done.json["votes"] <= 12 and done.json["simulated"] is True
+    assert (tmp_path / "r.html").exists()
+    trained, compared = panels
+    assert trained and compared and not trained & compared
+    again = attune(capsys, *arguments)
+    assert again.json["win_rate"] == done.json["win_rate"], "the same comparison again counts the same votes"
 
 
 def test_a_second_demo_gets_a_folder_of_its_own_and_the_same_seed_the_same_result(

@@ -117,6 +117,15 @@ def _is_code(text: str, command: str) -> bool:
     return any(f"attune {command}" in piece for piece in quoted)
 
 
+def test_every_link_of_the_documents_leads_somewhere_and_no_figure_is_left_out() -> None:
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"\b[A-Z]+_FIGURES\b", text), page
+        for target in re.findall(r"\]\(([^)#]+)", text):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name} links {target}"
+
+
 def test_the_constraints_name_versions_and_no_addresses() -> None:
     lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if x and not x.startswith("#")]
     assert len(lines) > 50

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignment.domain import Axis, Outcome
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, ModelError
 from alignment.simulation.captions import ATTRIBUTE_VALUES, draw_captions, is_reserved
 from alignment.simulation.judge import Judge, Judgement
 from alignment.simulation.listeners import Listener, ListenerProfile, draw_population, load_listeners
@@ -47,7 +47,9 @@ def test_equal_clips_tie_and_equally_poor_clips_are_both_bad() -> None:
 
 def test_a_vote_is_won_as_often_as_the_logistic_model_says() -> None:
     """P(A) with ties impossible is 1 / (1 + exp(-difference / noise)): 6 * 0.1 / 0.5 = 1.2 gives 0.7685."""
-    listener = Listener(ListenerProfile(likes=0, side_bias=0, indifference=0, carelessness=0, noise=0.5), seed=1)
+    listener = Listener(
+        ListenerProfile(adherence_weight=6, likes=0, side_bias=0, indifference=0, carelessness=0, noise=0.5), seed=1
+    )
     rng = random.Random(3)
     wins = [listener.vote(judgement(0.6), judgement(0.5), TAGS, rng)[0] is Outcome.A for _ in range(4000)]
     assert np.mean(wins) == pytest.approx(0.7685, abs=0.02)  # three standard errors
@@ -92,3 +94,13 @@ def test_the_judge_hears_noise_as_less_clean_and_is_deaf_to_level() -> None:
     for name, values in ATTRIBUTE_VALUES.items():
         assert set(clean.attributes[name]) == set(values)
         assert sum(clean.attributes[name].values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_damaged_judge_is_refused(tmp_path) -> None:
+    from alignment.simulation.judge import WEIGHTS
+
+    (tmp_path / "judge.safetensors").write_bytes((WEIGHTS / "judge.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match="damaged judge"):
+        Judge(tmp_path)
+    with pytest.raises(ModelError, match="no judge weights"):
+        Judge(tmp_path / "nowhere")

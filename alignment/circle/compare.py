@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from alignment.circle import listen, measure
+from alignment.circle.captions import add_captions
 from alignment.circle.generate import generate_clips
 from alignment.circle.workspace import Progress, Workspace, current_commit
-from alignment.db import prompts as prompt_queries
+from alignment.db.engine import shown
 from alignment.domain import GenerationConfig, RaterKind, Split
 from alignment.errors import DataError
 from alignment.evaluation import report as rep
 from alignment.evaluation.win_rate import WinRate, win_rate
-from alignment.simulation.captions import draw_captions
 from alignment.simulation.judge import Judge
 from alignment.simulation.listeners import load_listeners
 
@@ -29,17 +29,12 @@ def compare_versions(
 ) -> tuple[rep.ReportData, WinRate]:  # fmt: skip
     """Win rate of ``candidate`` over ``opponent`` by simulated listeners, with its report.
 
-    The prompts are captions outside every training split. Raises DataError when both names are the same."""
+    The prompts are captions outside every training split, and the listeners are none of ``simulate-votes``'s.
+    Raises DataError when both names are the same."""
     if candidate == opponent:
         raise DataError(f"{candidate} cannot be compared with itself; name two versions.")
     both = {name: ws.version(name) for name in (candidate, opponent)}
-    with ws.database.session() as s:
-        asked = prompt_queries.add_prompts(
-            s,
-            [(text, "attune-tiny captions", Split.LEADERBOARD, attributes.as_tags())
-             for text, attributes in draw_captions(prompts, 500_000 + seed, reserved=True)],
-        )  # fmt: skip
-    asked = [prompt for prompt in asked if prompt.split == Split.LEADERBOARD]
+    asked = add_captions(ws, prompts, 500_000 + seed, lambda _: Split.LEADERBOARD)
     clips = {}
     for name in both:
         with bar(f"{name} sings") as progress:
@@ -47,7 +42,7 @@ def compare_versions(
                 ws, name, asked, GenerationConfig(), per_prompt=2, seed=seed, progress=progress
             )
     first = {name: {prompt: own[0] for prompt, own in mine.items()} for name, mine in clips.items()}
-    study = f"compare {candidate} {opponent} seed {seed}"
+    study = f"compare {candidate} {opponent}, {prompts} prompts, {raters} of {population}, seed {seed}"
     judge = Judge()
     with bar("simulated votes") as progress:
         listen.open_study(
@@ -57,7 +52,7 @@ def compare_versions(
         if done < votes:
             listen.simulate_votes(
                 ws, study, load_listeners(), judge=judge, population=population, raters=raters, votes=votes - done,
-                seed=seed, progress=progress,
+                seed=2 * seed + 1, progress=progress,
             )  # fmt: skip
     rows = listen.votes_of(ws, study)
     rate = win_rate(listen.comparisons(rows, lambda _, version: version), candidate)
@@ -69,7 +64,7 @@ def compare_versions(
         metrics=[rep.MetricRow("diversity", spread[opponent], spread[candidate], "",
                                "mean distance in CLAP space between two clips of one prompt")],
         traces=[rep.FigureTrace("win rate", study, rate.votes, adapter_sha256=both[candidate].adapter_sha256 or "")],
-        run={"seed": str(seed), "commit": current_commit() or "not a checkout", "database": ws.database.url},
+        run={"seed": str(seed), "commit": current_commit() or "not a checkout", "database": shown(ws.database.url)},
         next_command=f"attune versions show {candidate}",
     )  # fmt: skip
     return data, rate

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 ALIGNED, BEST_OF_4 = "tiny-dpo", "best-of-4"
 EXAMPLES = 6
+HELD_OUT = (
+    "Held out: the compared prompts are captions worded differently from every caption voted on, though some ask for "
+    "the same five attributes; the comparing listeners voted on nothing before. Reward accuracy is on new prompts, "
+    "with the listeners of the training votes."
+)
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl")
 
 
@@ -99,7 +104,7 @@ def build_report(ws: Workspace, turned: Turned) -> rep.ReportData:
             "machine": machine(),
             **{name: metadata.version(name) for name in LIBRARIES},
         },
-        notes=[control] if turned.shuffled else [],
+        notes=[*([control] if turned.shuffled else []), HELD_OUT],
         next_command=f"attune serve --home {turned.folder}",
     )
 
@@ -146,17 +151,18 @@ def _metrics(turned: Turned) -> list[rep.MetricRow]:
 def _traces(turned: Turned) -> list[rep.FigureTrace]:
     config = canonical_sha256(turned.settings.model_dump(mode="json"))
     figures = (
-        ("DPO vs base", f"demo-{ALIGNED}", turned.rates[ALIGNED].votes),
-        ("best-of-4 vs base", f"demo-{BEST_OF_4}", turned.rates[BEST_OF_4].votes),
-        ("reward accuracy", "demo-votes", turned.accuracy["preference"].n),
+        ("DPO vs base", f"demo-{ALIGNED}", turned.rates[ALIGNED].votes, True),
+        ("best-of-4 vs base", f"demo-{BEST_OF_4}", turned.rates[BEST_OF_4].votes, False),
+        ("reward accuracy", "demo-votes", turned.accuracy["preference"].n, False),
+        ("KL, diversity, captions followed", "", None, True),
     )
+    adapter = turned.aligned.adapter_sha256 or ""
     return [
         rep.FigureTrace(
-            figure, study, votes, turned.snapshot.frozen.content_sha256, "demo-reward",
-            turned.aligned.adapter_sha256 or "", config,
+            figure, study, votes, turned.snapshot.frozen.content_sha256, "demo-reward", adapter if uses else "", config
         )
-        for figure, study, votes in figures
-    ]  # fmt: skip
+        for figure, study, votes, uses in figures
+    ]
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> list[rep.Curve]:

@@ -37,6 +37,7 @@ def generate_clips(
     stopped. Raises DataError without prompts and NotFoundError for an unknown version."""
     if not prompts:
         raise DataError("There are no prompts to sing; add some with `attune generate --prompt TEXT`.")
+    prompts = list({prompt.id: prompt for prompt in prompts}.values())
     version = ws.version(version_name)
     wanted = [(prompt, clip_seed(seed, prompt, index)) for prompt in prompts for index in range(per_prompt)]
     with ws.database.session(write=False) as s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 import uuid
@@ -68,6 +69,10 @@ def train_reward_model(
     """A reward model trained on the snapshot, stored and recorded under ``name``."""
     from alignment.rewards.train import train_reward
 
+    check_name(name)
+    with ws.database.session(write=False) as s:
+        if name in {known.name for known in runs.list_reward_models(s)}:
+            raise DataError(f"Reward model {name} exists already; give the new one another name.")
     began = time.monotonic()
     pairs = snapshot.frozen.pairs
     audio = ws.embed_audio([ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)])
@@ -131,6 +136,23 @@ def accuracy_of(ws: Workspace, reward: RewardModel, pairs: Sequence[Pair]) -> di
     return {head: reward.accuracy(pairs, audio, text, head=head) for head in reward.trained_heads}
 
 
+def check_name(name: str) -> None:
+    """Raises DataError unless the name is made of letters, digits, dots, dashes and underscores."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise DataError(f"{name!r} is no name; use up to 100 letters, digits, dots, dashes and underscores.")
+
+
+def check_new_version(ws: Workspace, name: str, parent: Version) -> None:
+    """Raises DataError when the name is bad or taken, or the parent is not a base."""
+    check_name(name)
+    with ws.database.session(write=False) as s:
+        taken = {version.name for version in versions.list_versions(s)}
+    if name in taken:
+        raise DataError(f"Version {name} exists already; give the new version another name.")
+    if parent.adapter_uri is not None:
+        raise DataError(f"Version {parent.name} carries an adapter; DPO starts from a base such as {parent.base}-base.")
+
+
 def align_dpo(
     ws: Workspace,
     name: str,
@@ -149,10 +171,7 @@ def align_dpo(
     from alignment.training.dpo import train_dpo
     from alignment.training.examples import examples_from_pairs
 
-    with ws.database.session(write=False) as s:
-        taken = {version.name for version in versions.list_versions(s)}
-    if name in taken:
-        raise DataError(f"Version {name} exists already; give the new version another name.")
+    check_new_version(ws, name, parent)
     examples = examples_from_pairs(snapshot.frozen.split(Split.TRAIN), ws.store.get_codes)
     voted = len(examples)
     if pool is not None:

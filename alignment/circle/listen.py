@@ -28,11 +28,15 @@ def pairs_within(clips: Clips, count: int, seed: int) -> list[tuple[Clip, Clip, 
     """``count`` pairs of clips of one prompt, spread evenly over prompts, with the chance each had to be drawn.
 
     Every prompt gets ``count`` / prompts pairs out of its own, without repeats while there are any. Clips that
-    sound exactly alike are never paired."""
+    sound exactly alike or differ in length are never paired."""
     rng = random.Random(seed)
     decks = []
     for own in clips.values():
-        deck = [(a, b) for a, b in itertools.combinations(own, 2) if a.audio_sha256 != b.audio_sha256]
+        deck = [
+            (a, b)
+            for a, b in itertools.combinations(own, 2)
+            if a.audio_sha256 != b.audio_sha256 and a.generation.clip_seconds == b.generation.clip_seconds
+        ]
         rng.shuffle(deck)
         decks.append((deck, len(deck)))
     per_prompt, extra = divmod(count, max(1, len(decks)))
@@ -76,14 +80,18 @@ def open_study(
 def judge_clips(
     ws: Workspace, judge: Judge, clips: Sequence[Clip], progress: Progress = no_progress
 ) -> dict[str, Judgement]:
-    """What the gold judge hears in each clip, by audio sha256."""
-    distinct = list(dict.fromkeys(clip.audio_sha256 for clip in clips))
+    """What the gold judge hears in each clip, by audio sha256; clips of one length are heard together."""
+    by_length: dict[float, list[str]] = {}
+    for sha256, clip in {clip.audio_sha256: clip for clip in clips}.items():
+        by_length.setdefault(clip.facts.seconds, []).append(sha256)
     heard: dict[str, Judgement] = {}
-    for start in range(0, len(distinct), 64):
-        part = distinct[start : start + 64]
-        audio = np.stack([ws.store.get_audio(sha256)[0] for sha256 in part])
-        heard.update(zip(part, judge(audio), strict=True))
-        progress(start + len(part), len(distinct))
+    total = sum(len(same) for same in by_length.values())
+    for same in by_length.values():
+        for start in range(0, len(same), 64):
+            part = same[start : start + 64]
+            audio = np.stack([ws.store.get_audio(sha256)[0] for sha256 in part])
+            heard.update(zip(part, judge(audio), strict=True))
+            progress(len(heard), total)
     return heard
 
 

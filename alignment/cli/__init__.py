@@ -38,6 +38,10 @@ app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
 
 INTERRUPTED = 130
+STOPPED = (
+    "Stopped. Everything saved so far is whole; run the same command again to go on "
+    "(align dpo: with --resume; the demo starts afresh)."
+)
 
 
 def main() -> None:
@@ -49,7 +53,7 @@ def main() -> None:
     except AttuneError as error:
         code = _fail(str(error))
     except KeyboardInterrupt:
-        code = _fail("Stopped. Everything saved so far is whole; run the same command again to go on.", INTERRUPTED)
+        code = _fail(STOPPED, INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

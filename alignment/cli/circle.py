@@ -45,11 +45,11 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Let a version sing prompts; clips are stored with their codes and recorded."""
+    from alignment.circle.captions import add_captions
     from alignment.circle.generate import generate_clips
     from alignment.db import prompts as queries
     from alignment.domain import GenerationConfig, Split
     from alignment.errors import DataError
-    from alignment.simulation.captions import draw_captions
     from alignment.versions import BASE_NAME, register_base
 
     chosen = _split(split) if split else None
@@ -57,12 +57,12 @@ def generate(
     if version == BASE_NAME:
         register_base(ws.database, name=BASE_NAME, base="tiny", base_sha256=ws.base_model("tiny").base_sha256)
     ws.version(version)
-    items = [(text, "typed", chosen or _hashed_split(text), {}) for text in prompt or []]
-    for text, attributes in draw_captions(captions, 1000 + seed, reserved=True):
-        items.append((text, "attune-tiny captions", chosen or _hashed_split(text), attributes.as_tags()))
-    if items:
+    split_of = (lambda _: chosen) if chosen else _hashed_split
+    if prompt or captions:
+        typed = [(_checked(text), "typed", split_of(text), {}) for text in dict.fromkeys(prompt or [])]
         with ws.database.session() as s:
-            prompts = queries.add_prompts(s, items)
+            prompts = queries.add_prompts(s, typed)
+        prompts += add_captions(ws, captions, 1000 + seed, split_of)
     elif chosen:
         with ws.database.session(write=False) as s:
             prompts = queries.list_prompts(s, split=Split(chosen))
@@ -71,6 +71,7 @@ def generate(
     generation = GenerationConfig(temperature, top_k, guidance, seconds)
     with bar("generate") as progress:
         clips = generate_clips(ws, version, prompts, generation, per_prompt=per_prompt, seed=seed, progress=progress)
+    prompts = list({p.id: p for p in prompts}.values())
     rows = [
         {"clip": str(clip.id), "prompt": p.text, "seed": clip.seed, "file": ws.store.location(clip.audio_sha256)}
         for p in prompts
@@ -80,6 +81,15 @@ def generate(
     if len(rows) > 20:
         shown.append(f"... and {len(rows) - 20} more; {len(rows)} clips in all")
     emit({"version": version, "clips": rows}, "\n".join(shown), as_json)
+
+
+def _checked(text: str) -> str:
+    """The prompt as it is. Raises DataError when it is empty or no text."""
+    from alignment.errors import DataError
+
+    if not text.strip() or not text.isprintable():
+        raise DataError(f"The prompt {text!r} is empty or not printable text; give --prompt in plain words.")
+    return text
 
 
 def _hashed_split(text: str):
@@ -136,7 +146,7 @@ def simulate_votes(
             population=population,
             raters=raters,
             votes=votes,
-            seed=seed,
+            seed=2 * seed,  # even: `compare` draws its listeners from odd seeds
             progress=progress,
         )
     short = "" if saved == votes else f" ({votes} asked; every listener has heard every pair)"

@@ -25,7 +25,12 @@ DatabaseUrl = Annotated[
     typer.Option("--database", help="Database URL or SQLite file; default attune.db in --home.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
-Seed = Annotated[int, typer.Option(min=0, help="Fixes everything that is drawn.")]
+LARGEST_SEED = 2**32 - 1  # numpy's
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED // 4, help="Fixes everything that is drawn.")]
+SeedOrRecipe = Annotated[
+    int | None,
+    typer.Option(min=0, max=LARGEST_SEED // 4, help="Fixes what is drawn; default the recipe's.", show_default=False),
+]
 
 
 def settings_of(home: Path | None, database: str | None) -> Settings:

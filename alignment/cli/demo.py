@@ -42,19 +42,33 @@ def demo(
         ws.database.close()
     print(terminal_table(result.report))
     print(f"\nReport: {result.summary['report']}")
-    print(f"Rate clips yourself, on this very database: attune serve --home {folder}", flush=True)
+    print(f"Rate clips yourself, on this very database: {_program()} serve --home {folder}", flush=True)
     if as_json:
         print(json.dumps(result.summary), flush=True)
 
 
+def _program() -> str:
+    """How the person who runs this can call it again: ``attune`` when it is on the PATH, else where it lies."""
+    import os
+    import shutil
+    import sys
+
+    called = Path(sys.argv[0])
+    if shutil.which("attune") or not called.is_absolute():
+        return "attune" if shutil.which("attune") else str(called)
+    return os.path.relpath(called)
+
+
 def _new_folder(home: Path) -> Path:
     """The next free numbered folder, so that a second run never touches the votes of the first."""
-    home.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(p.name) for p in home.iterdir() if p.name.isdigit()), default=0)
-    while True:
-        folder = home / f"{number:03d}"
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
+    from alignment.errors import StoreError
+
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.name) for p in home.iterdir() if p.name.isdigit()), default=0)
+        while (folder := home / f"{number:03d}").exists():
             number += 1
+        folder.mkdir()
+    except OSError as error:
+        raise StoreError(f"{home} cannot hold the demo ({error.strerror}); give another --home.") from error
+    return folder

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, Seed, bar, emit, open_workspace, table
+from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace, table
 
 reward = typer.Typer(no_args_is_help=True, help="Reward models.")
 align = typer.Typer(no_args_is_help=True, help="Fine-tune a version on votes.")
@@ -31,6 +31,7 @@ def train(
     name: Annotated[str, typer.Argument(help="Name of the new reward model.")],
     snapshot: Annotated[str, typer.Option(help="Snapshot to learn from.")],
     config: Config = None,
+    seed: SeedOrRecipe = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -39,6 +40,8 @@ def train(
     from alignment.config import REPOSITORY, RewardSettings, load_recipe
 
     settings = load_recipe(config or REPOSITORY / "configs" / "reward.yaml", RewardSettings)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
 
     from alignment.circle.learn import accuracy_of, load_snapshot, train_reward_model
     from alignment.domain import Split
@@ -73,7 +76,7 @@ def dpo(
     parent: Annotated[str, typer.Option(help="Version to start from: a base.")] = "tiny-base",
     config: Config = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this run.")] = False,
-    seed: Seed = 0,
+    seed: SeedOrRecipe = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -82,7 +85,8 @@ def dpo(
     from alignment.config import REPOSITORY, DpoSettings, load_recipe
 
     settings = load_recipe(config or REPOSITORY / "configs" / "dpo.yaml", DpoSettings)
-    settings = settings.model_copy(update={"seed": seed})
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
 
     from alignment.circle import learn
     from alignment.circle.generate import generate_clips
@@ -92,6 +96,7 @@ def dpo(
 
     ws = open_workspace(home, database)
     start = ws.version(parent)
+    learn.check_new_version(ws, name, start)
     taken = learn.load_snapshot(ws, snapshot)
     pool = None
     if reward_model is not None:
@@ -101,7 +106,7 @@ def dpo(
             prompts = [p for p in queries.list_prompts(s, split=Split.TRAIN) if str(p.id) in {str(w) for w in wanted}]
         with bar(f"{best_of} clips a prompt") as progress:
             clips = generate_clips(
-                ws, parent, prompts, GenerationConfig(), per_prompt=best_of, seed=seed, progress=progress
+                ws, parent, prompts, GenerationConfig(), per_prompt=best_of, seed=settings.seed, progress=progress
             )
         pool = (prompts, clips, learn.score_clips(ws, scorer, prompts, clips))
     run_dir = Path(settings_of(home, database).store).parent / "runs" / name

@@ -24,6 +24,7 @@ def serve(
 
     settings = settings_of(home, database)
     open_database(settings.database_url).close()  # faults are told before anything heavy is loaded
+    _check_free(host, port)
 
     from alignment.circle.workspace import current_commit
     from rating_app.serve import serve as run
@@ -32,3 +33,19 @@ def serve(
         database_url=settings.database_url, store_root=settings.store, secret=settings.secret, host=host, port=port,
         study_name=study, app_commit=current_commit(),
     )  # fmt: skip
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises ConfigError when nothing can listen at this address, before a study is made for it."""
+    import socket
+
+    from alignment.errors import ConfigError
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{host}:{port} cannot be listened on ({reason}); give another --port.") from None

@@ -126,15 +126,21 @@ class Judge:
     """Loads the shipped weights; raises ModelError when they are missing."""
 
     def __init__(self, folder: Path = WEIGHTS) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = folder / "judge.safetensors"
         if not path.exists():
             raise ModelError(f"{path}: no judge weights there; run `make tiny` to build them.")
         self.network = JudgeNetwork()
-        self.network.load_state_dict({k: v.float() for k, v in load_file(path).items()}, strict=False)
+        try:
+            weights = load_file(path)
+            self.network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+            self.facts = json.loads((folder / "judge.json").read_text())
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"{folder}: damaged judge ({reason}); restore it or run `make tiny`.") from error
         self.network.eval()
-        self.facts = json.loads((folder / "judge.json").read_text())
 
     @torch.no_grad()
     def __call__(self, audio: np.ndarray, *, batch_size: int = 32) -> list[Judgement]:
