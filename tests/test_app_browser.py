@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from app_support import BROWSER_ARGUMENTS, PROMPTS, Site, open_site, running
@@ -28,6 +30,9 @@ def address(site) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser():
+    if not Path(CHROMIUM).exists():
+        message = f"{CHROMIUM} is not there; `make system` installs Debian's chromium."
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGUMENTS)
         yield browser
