@@ -241,3 +241,14 @@ def test_embeddings_of_another_width_are_refused(learned: tuple) -> None:
         model.score(["prompt 1"], np.zeros((1, 7)), text)
     with pytest.raises(DataError, match="'unheard'"):
         model.score(["unheard"], np.zeros((1, 12)), text)
+
+
+def test_unanimous_clusters_still_leave_an_interval() -> None:
+    """Five prompts, all right: Wilson's interval at n = 5 is [n / (n + 1.96^2), 1] = [0.5655, 1]."""
+    from alignment.rewards.model import _clustered_interval
+
+    low, high, clusters = _clustered_interval(np.ones(10), list("aabbccddee"), 0.95, 200, 0)
+    assert clusters == 5 and high == pytest.approx(1.0)
+    assert low == pytest.approx(5 / (5 + 1.959964**2), abs=1e-5)
+    low, high, _ = _clustered_interval(np.zeros(10), list("aabbccddee"), 0.95, 200, 0)
+    assert low == pytest.approx(0.0) and high == pytest.approx(1 - 5 / (5 + 1.959964**2), abs=1e-5)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -166,11 +168,20 @@ def stack(embeddings: Embeddings, keys: Sequence[str], what: str) -> np.ndarray:
 def _clustered_interval(
     values: np.ndarray, clusters: Sequence[str], confidence: float, rounds: int, seed: int
 ) -> tuple[float, float, int]:
-    """Percentile interval of the mean when whole clusters are drawn with replacement, and how many there are."""
+    """Percentile interval of the mean when whole clusters are drawn with replacement, and how many there are.
+
+    Where all clusters agree, resampling shows no spread; then it is Wilson's score interval (1927) with each cluster
+    as one vote, since a point would claim what few votes cannot."""
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.bincount(index, weights=values, minlength=len(names))
     sizes = np.bincount(index, minlength=len(names))
     drawn = np.random.default_rng(seed).integers(len(names), size=(rounds, len(names)))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if low == high:
+        share, n = float(low), len(names)
+        q2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+        half = math.sqrt(q2 * share * (1 - share) / n + q2 * q2 / (4 * n * n)) / (1 + q2 / n)
+        centre = (share + q2 / (2 * n)) / (1 + q2 / n)
+        low, high = max(0.0, centre - half), min(1.0, centre + half)
     return float(low), float(high), len(names)
