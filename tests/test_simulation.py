@@ -22,7 +22,7 @@ def judgement(asked: float, cleanliness: float = 0.5) -> Judgement:
     for name, values in ATTRIBUTE_VALUES.items():
         rest = (1 - asked) / (len(values) - 1)
         attributes[name] = {value: asked if value == TAGS[name] else rest for value in values}
-    return Judgement(attributes, cleanliness)
+    return Judgement(attributes, {"noise": 1 - cleanliness, "clipping": 0.0})
 
 
 def test_adherence_is_the_mean_probability_of_what_was_asked() -> None:
