@@ -62,6 +62,8 @@ def hear_home(home: Path, versions: Sequence[str]) -> Heard:
             clips = [clip for clip in list_clips(s) if not versions or clip.version in versions]
             prompts = get_prompts(s, list({clip.prompt_id for clip in clips}))
         clips = [clip for clip in clips if prompts[clip.prompt_id].tags]
+        names = sorted({clip.version for clip in clips})
+        bases = ", ".join(sorted({ws.version(name).base_sha256[:12] for name in names}))
         heard = judge_clips(ws, Judge(), clips)
     finally:
         ws.database.close()
@@ -69,8 +71,7 @@ def hear_home(home: Path, versions: Sequence[str]) -> Heard:
     for clip in {(clip.prompt_id, clip.audio_sha256): clip for clip in clips}.values():
         tags = dict(prompts[clip.prompt_id].tags)
         groups.setdefault((clip.prompt_id, clip.facts.seconds), (tags, []))[1].append(heard[clip.audio_sha256])
-    names = ", ".join(sorted({clip.version for clip in clips}))
-    return Heard(list(groups.values()), f"clips of {names} from a database")
+    return Heard(list(groups.values()), f"Clips of {' and '.join(names)} (base {bases}) from a database")
 
 
 def hear_new(prompts: int, clips: int, seed: int) -> Heard:
@@ -91,7 +92,7 @@ def hear_new(prompts: int, clips: int, seed: int) -> Heard:
         for (number, _), judgement in zip(part, judge(decode(model, codes)), strict=True):
             groups[number][1].append(judgement)
         print(f"sung {start + len(part)} of {len(jobs)}", file=sys.stderr, flush=True)
-    return Heard(groups, f"attune-tiny {model.base_sha256[:12]}, {prompts} unseen captions x {clips} clips")
+    return Heard(groups, f"Clips of attune-tiny (base {model.base_sha256[:12]}), {clips} for each of {prompts} unseen captions")
 
 
 def pairs_of(groups: Sequence[Group], most: int, seed: int) -> list[HeardPair]:

@@ -2,7 +2,8 @@
 
 The *perfect scorer* of a profile or population knows its mean utility exactly: the weights on adherence and
 cleanliness, averaged over the profiles by their shares, without anyone's likes, noise or side bias. *Agreement* is the
-share of decisive votes that pick the clip it scores higher; no reward model can agree more often in the long run.
+share of decisive votes that pick the clip it scores higher. A reward model can agree more often only by learning the
+likes of the very listeners it is tested on.
 """
 
 from __future__ import annotations
