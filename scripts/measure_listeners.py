@@ -92,7 +92,8 @@ def hear_new(prompts: int, clips: int, seed: int) -> Heard:
         for (number, _), judgement in zip(part, judge(decode(model, codes)), strict=True):
             groups[number][1].append(judgement)
         print(f"sung {start + len(part)} of {len(jobs)}", file=sys.stderr, flush=True)
-    return Heard(groups, f"Clips of attune-tiny (base {model.base_sha256[:12]}), {clips} for each of {prompts} unseen captions")
+    base = model.base_sha256[:12]
+    return Heard(groups, f"Clips of attune-tiny (base {base}), {clips} for each of {prompts} unseen captions")
 
 
 def pairs_of(groups: Sequence[Group], most: int, seed: int) -> list[HeardPair]:
