@@ -69,6 +69,12 @@ def test_swapping_the_sides_shows_a_side_bias_in_the_left_share_and_in_repeats()
     assert found.left.value == 1 and found.repeat.value == 0 and found.agreement.value == pytest.approx(0.5, abs=0.1)
 
 
+def test_the_sides_of_first_votes_are_drawn_whichever_way_a_pair_was_given() -> None:
+    pairs = [HeardPair(i, TAGS, heard(0.9), heard(0.1)) for i in range(100)]
+    found = measure_panel(panel(ListenerProfile()), pairs, SIX_FOUR, hearings=2)
+    assert found.agreement.value == 1 and found.left.value == pytest.approx(0.5, abs=0.11)  # three standard errors
+
+
 def test_ties_and_both_bad_add_up_and_a_panel_that_never_decides_has_no_other_figures() -> None:
     pairs = [HeardPair(i, TAGS, heard(0.1 if i % 4 else 0.9), heard(0.1 if i % 4 else 0.9)) for i in range(40)]
     found = measure_panel(panel(ListenerProfile(indifference=1.0, floor=4.0)), pairs, SIX_FOUR, hearings=2)
