@@ -22,6 +22,8 @@ from alignment.music.text import TextBatch
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
+BLOCK = 16  # steps of self-attention cache made at a time on a CPU
+
 
 @dataclass
 class _Layer:
@@ -60,7 +62,7 @@ class DecoderStep:
         """Begin a rollout of len(text) clips; guidance other than 1 doubles the rows, the unconditional half below."""
         self.clips, self.guidance = len(text), guidance
         rows, size = self.clips * (1 if guidance == 1.0 else 2), self.width // self.heads
-        self.cache = self.table.new_empty(len(self.layers), 2, rows * self.heads, self.steps, size)
+        self.cache = [self.table.new_zeros(2, rows * self.heads, 0, size) for _ in self.layers]  # keys, values
         self.cross = []
         for layer in self.layers:
             both = layer.cross_kv(text.hidden.flatten(0, 1)).view(self.clips, -1, 2, self.heads, size)
@@ -75,6 +77,9 @@ class DecoderStep:
         if self.guidance != 1.0:
             hidden = hidden.repeat(2, 1)
         heard = hidden[: self.clips]  # a view: only these rows hear the prompt
+        if s == self.cache[0].shape[2]:
+            self._grow(s)
+        self.unwritten[s] = 0
         for layer, cache, cross in zip(self.layers, self.cache, self.cross, strict=True):
             hidden += self._self_attention(layer, cache, _norm(layer.self_norm, hidden), s)
             heard += self._cross_attention(layer, cross, _norm(layer.cross_norm, heard))
@@ -85,11 +90,24 @@ class DecoderStep:
             hidden = guide(hidden[: self.clips], hidden[self.clips :], self.guidance)
         return self.head(hidden).view(-1, self.codebooks, self.codebook_size)
 
+    def _grow(self, s: int) -> None:
+        """Room for the steps from ``s``. Elsewhere than on a CPU all of it at once, so that shapes stay the same.
+
+        Attention reads whole buffers and masks what is not written yet: on a CPU, products of whole contiguous
+        matrices take half the time of products of their first rows, more than the masked rows cost."""
+        room = min(s + max(BLOCK, s // 8), self.steps) if self.table.device.type == "cpu" else self.steps
+        for index, cache in enumerate(self.cache):
+            grown = cache.new_empty(*cache.shape[:2], room, cache.shape[3])
+            grown[:, :, :s], grown[:, :, s:] = cache, 0  # what was there before might not be finite
+            self.cache[index] = grown
+        self.unwritten = self.table.new_full((room,), float("-inf"))
+        self.unwritten[:s] = 0
+
     def _self_attention(self, layer: _Layer, cache: Tensor, hidden: Tensor, s: int) -> Tensor:
         qkv = layer.self_qkv(hidden).view(cache.shape[1], 3, -1)  # (rows * H, 3, d)
         cache[:, :, s] = qkv[:, 1:].transpose(0, 1)
-        keys, values = cache[:, :, : s + 1].unbind()  # (rows * H, s + 1, d) each
-        scores = torch.bmm(qkv[:, :1], keys.transpose(1, 2)).mul_(self.scale)
+        keys, values = cache.unbind()  # (rows * H, room, d) each
+        scores = torch.baddbmm(self.unwritten, qkv[:, :1], keys.transpose(1, 2), alpha=self.scale)
         return layer.self_out(torch.bmm(scores.softmax(dim=-1), values).view(-1, self.width))
 
     def _cross_attention(self, layer: _Layer, cross: tuple[Tensor, Tensor], hidden: Tensor) -> Tensor:
