@@ -22,19 +22,19 @@ from alignment.music.text import TextBatch
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
-BLOCK = 16  # steps of self-attention cache made at a time on a CPU
+BLOCK = 16  # steps of self-attention cache made at a time on a CPU, and the least length of a prompt
 
 
 @dataclass
 class _Layer:
-    self_norm: nn.LayerNorm
+    self_norm: Callable[[Tensor], Tensor]
     self_qkv: Product  # outputs ordered head by head: q, k and v of head 0, of head 1 ...
     self_out: Product
-    cross_norm: nn.LayerNorm
+    cross_norm: Callable[[Tensor], Tensor]
     cross_q: Product
     cross_kv: Product
     cross_out: Product
-    final_norm: nn.LayerNorm
+    final_norm: Callable[[Tensor], Tensor]
     fc1: Product
     fc2: Product
     activation: Callable[[Tensor], Tensor]
@@ -50,7 +50,7 @@ class DecoderStep:
         self.scale = decoder.layers[0].self_attn.scaling
         by_head = torch.arange(3 * self.width, device=model.device).view(3, self.heads, -1).transpose(0, 1).flatten()
         self.layers = [_gather(model, layer, index, by_head) for index, layer in enumerate(decoder.layers)]
-        self.norm = decoder.layer_norm
+        self.norm = _norm(decoder.layer_norm)
         self.head = pack_layers(model.packed, "heads", list(model.hf.decoder.lm_heads))  # (rows, D) to (rows, K * V)
         self.table = torch.cat([embedding.weight for embedding in decoder.embed_tokens])  # (K * (V + 1), D)
         rows = [embedding.weight.shape[0] for embedding in decoder.embed_tokens]
@@ -63,28 +63,31 @@ class DecoderStep:
         self.clips, self.guidance = len(text), guidance
         rows, size = self.clips * (1 if guidance == 1.0 else 2), self.width // self.heads
         self.cache = [self.table.new_zeros(2, rows * self.heads, 0, size) for _ in self.layers]  # keys, values
+        # Torch multiplies matrices below some 400 products in a plain loop, twice as slow as somewhat larger ones.
+        extra = (0, max(0, BLOCK - text.mask.shape[1]))
+        prompt, mask = F.pad(text.hidden, (0, 0, *extra)), F.pad(text.mask, extra)  # (B, L, D), (B, L)
         self.cross = []
         for layer in self.layers:
-            both = layer.cross_kv(text.hidden.flatten(0, 1)).view(self.clips, -1, 2, self.heads, size)
+            both = layer.cross_kv(prompt.flatten(0, 1)).view(self.clips, -1, 2, self.heads, size)
             keys, values = both.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind()  # (B * H, L, d) each
             self.cross.append((keys.transpose(1, 2), values))
-        bias = torch.zeros_like(text.mask, dtype=self.table.dtype).masked_fill(text.mask == 0, float("-inf"))
+        bias = torch.zeros_like(mask, dtype=self.table.dtype).masked_fill(mask == 0, float("-inf"))
         self.bias = bias.repeat_interleave(self.heads, dim=0)[:, None]  # (B * H, 1, L)
 
     def __call__(self, read: Tensor, s: int) -> Tensor:
         """Logits (B, K, V) of step ``s``, guided if the rollout is, from the codes read there, (B, K) int64."""
         hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
         if self.guidance != 1.0:
-            hidden = hidden.repeat(2, 1)
+            hidden = torch.cat([hidden, hidden])
         heard = hidden[: self.clips]  # a view: only these rows hear the prompt
         if s == self.cache[0].shape[2]:
             self._grow(s)
         self.unwritten[s] = 0
         for layer, cache, cross in zip(self.layers, self.cache, self.cross, strict=True):
-            hidden += self._self_attention(layer, cache, _norm(layer.self_norm, hidden), s)
-            heard += self._cross_attention(layer, cross, _norm(layer.cross_norm, heard))
-            hidden += layer.fc2(layer.activation(layer.fc1(_norm(layer.final_norm, hidden))))
-        hidden = _norm(self.norm, hidden)
+            hidden += self._self_attention(layer, cache, layer.self_norm(hidden), s)
+            heard += self._cross_attention(layer, cross, layer.cross_norm(heard))
+            hidden += layer.fc2(layer.activation(layer.fc1(layer.final_norm(hidden))))
+        hidden = self.norm(hidden)
         if self.guidance != 1.0:
             # The heads are linear and have no bias: guiding what they read guides the logits, at half the cost.
             hidden = guide(hidden[: self.clips], hidden[self.clips :], self.guidance)
@@ -124,19 +127,21 @@ def _gather(model: MusicModel, layer: nn.Module, index: int, by_head: Tensor) ->
     names = {module: name for name, module in layer.named_modules()}
     own, text = layer.self_attn, layer.encoder_attn
     return _Layer(
-        self_norm=layer.self_attn_layer_norm,
+        self_norm=_norm(layer.self_attn_layer_norm),
         self_qkv=packed(own.q_proj, own.k_proj, own.v_proj, order=by_head),
         self_out=packed(own.out_proj),
-        cross_norm=layer.encoder_attn_layer_norm,
+        cross_norm=_norm(layer.encoder_attn_layer_norm),
         cross_q=packed(text.q_proj),
         cross_kv=packed(text.k_proj, text.v_proj),
         cross_out=packed(text.out_proj),
-        final_norm=layer.final_layer_norm,
+        final_norm=_norm(layer.final_layer_norm),
         fc1=packed(layer.fc1),
         fc2=packed(layer.fc2),
         activation=layer.activation_fn,
     )
 
 
-def _norm(norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
-    return F.layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """The layer as a function: looking a module's parameters up costs as much as normalising a few rows."""
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda hidden: torch.layer_norm(hidden, shape, weight, bias, eps)
