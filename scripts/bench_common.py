@@ -42,18 +42,46 @@ RANDOM_SHAPES = {
     "musicgen-small": Shape(24, 1024, 16, 4, 2048, 768, (8, 5, 4, 4), 32_000),
     "nano": Shape(2, 32, 4, 4, 64, 24, (8, 5, 4, 2), 16_000),
 }
-SHAPES = ("attune-tiny", *RANDOM_SHAPES)
 
 
-def load_shape(name: str) -> MusicModel:
-    """attune-tiny as it ships; any other shape with random weights, wide enough apart that greedy codes vary."""
-    return MusicModel.load("tiny") if name == "attune-tiny" else _random_model(name, RANDOM_SHAPES[name])
+def load_shape(name: str, *, full_precision: bool = False) -> MusicModel:
+    """attune-tiny as it ships; any other shape with random weights, wide enough apart that greedy codes vary.
+
+    All are float32 tensors of float16 numbers, as attune-tiny is stored; ``full_precision`` makes them numbers that
+    float16 does not hold, as those of a policy with its adapter merged."""
+    model = MusicModel.load("tiny") if name == "attune-tiny" else _random_model(name, RANDOM_SHAPES[name])
+    if full_precision:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.hf.decoder.parameters():
+                parameter.mul_(1 + 1e-4 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def describe(model: MusicModel, seconds: float) -> dict[str, Any]:
+    """The sizes that decide the time of a rollout."""
+    config, frames = model.hf.config.decoder, model.frames(seconds)
+    return {
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "heads": config.num_attention_heads,
+        "ffn": config.ffn_dim,
+        "codebooks": model.codebooks,
+        "codebook_size": model.codebook_size,
+        "text_width": model.hf.config.text_encoder.d_model,
+        "prompt_tokens": len(model.tokenizer(equal_prompts(model, 1)[0])["input_ids"]),
+        "seconds": seconds,
+        "frames": frames,
+        "steps": frames + model.codebooks - 1,
+    }
 
 
 def equal_prompts(model: MusicModel, count: int) -> list[str]:
     """Captions of one and the same number of tokens, repeated if need be: audiocraft attends to padding."""
     by_length = defaultdict(list)
-    for words in itertools.product(("calm", "dark", "bright"), ("piano", "flute", "violin", "organ"), ("melody", "tune")):
+    for words in itertools.product(
+        ("calm", "dark", "bright"), ("piano", "flute", "violin", "organ"), ("melody", "tune")
+    ):
         caption = "a {} {} {}".format(*words)
         by_length[len(model.tokenizer(caption)["input_ids"])].append(caption)
     captions = max(by_length.values(), key=len)

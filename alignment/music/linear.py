@@ -25,7 +25,9 @@ def pack_layers(cache: PackCache, name: str, layers: Sequence[nn.Module], order:
     What an adapter changes is packed anew at every call; the frozen base is packed once and kept under ``name``
     for as long as its tensors are the same."""
     weights = [effective_weight(layer) for layer in layers]
-    adapted = not all(any(weight is own for own in layer.parameters()) for weight, layer in zip(weights, layers, strict=True))
+    adapted = not all(
+        any(weight is own for own in layer.parameters()) for weight, layer in zip(weights, layers, strict=True)
+    )
     stamp = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights)
     if not adapted and name in cache and cache[name][0] == stamp:
         return cache[name][1]
