@@ -116,6 +116,36 @@ def run_one(folder: Path, name: str, settings, *, shuffle_seed: int | None) -> d
     return summary
 
 
+def collect_pool(ws, settings):
+    """(what was voted on, the snapshot of its votes): made where they are missing, else found."""
+    from alignment.circle import learn
+    from alignment.circle.demo import Clock, collect_votes
+    from alignment.db.snapshots import list_snapshots
+
+    voted = collect_votes(ws, settings, Clock(quiet_bar))
+    with ws.database.session(write=False) as s:
+        known = {snapshot.name for snapshot in list_snapshots(s)}
+    if "demo" in known:
+        return voted, learn.load_snapshot(ws, "demo")
+    return voted, learn.take_snapshot(ws, "demo", ["demo-votes"], both_bad=settings.reward.both_bad)
+
+
+def load_pool(ws, reward, voted, path: Path):
+    """The base's clips with their scores, read from a file of scores where there is one, else written to it."""
+    import numpy as np
+
+    from alignment.circle.align import Pool, score_pool
+
+    if path.exists():
+        with np.load(path) as saved:
+            return Pool(voted.prompts, voted.clips, saved["scores"], saved["members"])
+    pool = score_pool(ws, reward, voted.prompts, voted.clips)
+    partial = path.with_name(f".{path.name}.partial.npz")
+    np.savez(partial, scores=pool.scores, members=pool.members)
+    partial.replace(path)
+    return pool
+
+
 def finished(path: Path, key: str = "wall_seconds") -> dict[str, Any] | None:
     """The JSON of a run that came to its end, else None."""
     try:

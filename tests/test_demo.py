@@ -27,8 +27,8 @@ expert: {num_train_epochs: 1, lora: {r: 4, lora_alpha: 8}}
 """
 NEEDED = {
     "aligned", "method", "methods", "gate_passed", "win_rate", "win_rate_low", "win_rate_high", "decisive_votes",
-    "best_of_4_win_rate", "reward_accuracy", "kl_nats_per_clip", "diversity_base", "diversity_aligned", "verdict", "stages", "seconds", "peak_memory_mb",
-    "database", "report", "simulated",
+    "best_of_4_win_rate", "reward_accuracy", "kl_nats_per_clip", "diversity_base", "diversity_aligned", "verdict",
+    "stages", "seconds", "peak_memory_mb", "database", "report", "simulated",
 }  # fmt: skip
 
 
