@@ -118,7 +118,8 @@ class AdapterTrainer(Trainer):
         """Measure the validation loss, keep the adapter when it is the best so far, stop when patience is over."""
         before = [loss for _, loss in self.valid_history]
         loss = self.valid_loss()
-        self.log({"valid_loss": loss})
+        # Not self.log: it would tell the Trainer that this step's own metrics are logged already.
+        self.state.log_history.append({"valid_loss": loss, "step": self.state.global_step})
         if not before or loss < min(before):
             self._write_weights(Path(self.args.output_dir) / BEST)
         losses = [*before, loss]
