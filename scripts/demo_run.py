@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-Command = list[str]
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -189,7 +188,7 @@ def in_parallel(first: Sequence[Any], work, follow, jobs: int) -> list[tuple[Any
     return failed
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="the seed's folder")
@@ -197,7 +196,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--shuffle-seed", type=int)
     parser.add_argument("--no-gate", action="store_true")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
 
     from alignment.config import DemoSettings, load_recipe
 
