@@ -73,7 +73,7 @@ def test_the_circle_closes_and_every_figure_is_there(recipe: Path, tmp_path: Pat
     assert met["tiny-dpo"]["win_rate"] == summary["win_rate"] and summary["version"] == "tiny-dpo"
     page = Path(summary["report"]).read_text(encoding="utf-8")
     for label in ("best-of-2", "best-of-4", "expert iteration", "DPO"):
-        assert f'<th scope="row">{label}</th>' in page
+        assert f'<th scope="row">{label}<small>10 prompts</small></th>' in page
     methods = re.search(r'<section id="methods".*?</section>', page, re.S).group()
     assert 'class="badge">Simulated listeners<' in methods and "To the gold judge, DPO against the base" in page
     assert "imulated" in page and "data:audio/flac;base64," in page

@@ -71,7 +71,7 @@ def report(text="a flute", **changes):
         methods=[
             MethodRow(text, interval(9.0), interval(0.6), interval(0.5)),
             MethodRow(text, interval(9.4), interval(0.7), interval(0.5), interval(0.6), kl_bound=0.636),
-            MethodRow(text, interval(9.8), interval(0.8), interval(0.5), interval(0.65), kl=interval(16.0),
+            MethodRow(text, interval(9.8), interval(0.8), interval(0.5), interval(0.65, 206), kl=interval(16.0),
                       diversity=interval(0.3), headline=True),
         ],
         metrics=[MetricRow(text, None, interval(12.0), text, text)],
@@ -254,7 +254,7 @@ def test_methods_stand_side_by_side_with_intervals_n_and_what_they_cost(tmp_path
     html = written(report("t"), tmp_path)
     section = re.search(r'<section id="methods".*?</section>', html, re.S).group()
     assert section.count("<tr") == 4 and section.count("<tr class=headline>") == 1
-    assert "65.0%<small>60.0% to 70.0% · n = 40</small>" in section
+    assert "65.0%<small>60.0% to 70.0% · n = 206</small>" in section and section.count("<small>40 prompts</small>") == 3
     assert "<td>≤ 0.636</td>" in section and "16.0<small>" in section
     # The two that met the base, and all three for the judge's reward.
     assert [chart.count("<circle") for chart in section.split("<figure")[1:]] == [2, 3]
@@ -267,9 +267,9 @@ def test_a_point_of_the_curve_stands_at_the_root_of_its_kl_and_at_its_value():
     svg = plots.kl_chart("t", points, reference=1.0)
     found = re.findall(r'<circle class="point \w+" cx="([\d.]+)%" cy="([\d.]+)"', svg)
     x, y = zip(*[(float(a), float(b)) for a, b in found], strict=True)
-    assert x == pytest.approx((4.0, 43.0, 82.0))  # sqrt(4 / 16) is half of the way
+    assert x == pytest.approx((11.0, 46.5, 82.0))  # sqrt(4 / 16) is half of the way
     assert y[0] > y[1] > y[2] and y[0] - y[1] == pytest.approx(y[1] - y[2], abs=0.2)
-    assert f'<line class="reference" x1="4%" x2="100%" y1="{y[0]}" y2="{y[0]}"/>' in svg
+    assert f'<line class="reference" x1="8%" x2="100%" y1="{y[0]}" y2="{y[0]}"/>' in svg
     assert plots.kl_chart("t", [(math.nan, interval(1.0), "x", "x")], reference=0) == ""
 
 

@@ -281,10 +281,13 @@ def _methods(data: ReportData) -> str:
     def css(row: MethodRow) -> str:
         return "aligned" if row.headline else "base" if row.kl is None else "other"
 
-    def cell(found: Interval | None, show: Callable[[float | None], str] = number, instead: str = "–") -> str:
+    def cell(
+        row: MethodRow, found: Interval | None, show: Callable[[float | None], str] = number, instead: str = "–"
+    ) -> str:
         if found is None:
             return f"<td>{instead}</td>"
-        return f"<td>{show(found.value)}<small>{_range(found, show)} · n = {found.n:,}</small></td>"
+        count = "" if found.n == row.judge_reward.n else f" · n = {found.n:,}"  # else the row's own
+        return f"<td>{show(found.value)}<small>{_range(found, show)}{count}</small></td>"
 
     base = data.methods[0]
     charts = [
@@ -298,10 +301,11 @@ def _methods(data: ReportData) -> str:
         ),
     ]  # fmt: skip
     rows = "".join(
-        f'<tr{" class=headline" if m.headline else ""}><th scope="row">{escape(m.label)}</th>'
-        f"{cell(m.win_rate, percent)}{cell(m.judge_reward)}"
-        f"{cell(m.kl, instead='–' if m.kl_bound is None else f'≤ {number(m.kl_bound)}')}"
-        f"{cell(m.cleanliness)}{cell(m.adherence)}{cell(m.diversity)}</tr>"
+        f'<tr{" class=headline" if m.headline else ""}><th scope="row">{escape(m.label)}'
+        f"<small>{m.judge_reward.n:,} {_plural(m.judge_reward.n, 'prompt')}</small></th>"
+        f"{cell(m, m.win_rate, percent)}{cell(m, m.judge_reward)}"
+        f"{cell(m, m.kl, instead='–' if m.kl_bound is None else f'≤ {number(m.kl_bound)}')}"
+        f"{cell(m, m.cleanliness)}{cell(m, m.adherence)}{cell(m, m.diversity)}</tr>"
         for m in data.methods
     )
     names = ("Win rate", "Judge reward", "KL, nats a clip", "Cleanliness", "Follows caption", "Diversity")

@@ -153,16 +153,16 @@ def kl_chart(
     most = max(max(kl for kl, *_ in points), 1.0)
 
     def x(kl: float) -> str:
-        return f"{4 + 78 * math.sqrt(max(kl, 0.0) / most):.2f}%"  # room for the last name
+        return f"{11 + 71 * math.sqrt(max(kl, 0.0) / most):.2f}%"  # room for the last name
 
     def y(value: float) -> float:
         return round(14 + (height - 44) * (top - value) / (top - bottom), 1)
 
     parts = [f'<svg class="klchart" width="100%" height="{height}" role="img" aria-label="{escape(label)}">']
     for tick in ticks:
-        parts.append(f'<line class="grid" x1="4%" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>')
+        parts.append(f'<line class="grid" x1="8%" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>')
         parts.append(f'<text class="tick" x="0" y="{y(tick) - 3}">{escape(show(tick))}</text>')
-    parts.append(f'<line class="reference" x1="4%" x2="100%" y1="{y(reference)}" y2="{y(reference)}"/>')
+    parts.append(f'<line class="reference" x1="8%" x2="100%" y1="{y(reference)}" y2="{y(reference)}"/>')
     for tick in (0, 1, 4, 10, 25, 50, 100, 200, 400, 800):
         if tick <= most and (tick == 0 or math.sqrt(tick / most) > 0.08):
             parts.append(f'<text class="tick" x="{x(tick)}" y="{height - 4}" text-anchor="middle">{tick}</text>')
