@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -163,11 +163,16 @@ R = TypeVar("R", bound=Recipe)
 
 
 def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         found = model.model_fields.get(str(part))
-        if found is None or not isinstance(found.annotation, type) or not issubclass(found.annotation, BaseModel):
+        kind = found.annotation if found else None
+        if get_origin(kind) is dict:  # recipes by name: the next part is a name, not a field
+            kind = get_args(kind)[1]
+            next(parts, None)
+        if not isinstance(kind, type) or not issubclass(kind, BaseModel):
             return []
-        model = found.annotation
+        model = kind
     return list(model.model_fields)
 
 

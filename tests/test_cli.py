@@ -241,7 +241,8 @@ def test_captions_on_record_in_another_split_are_passed_over(home: Path, capsys)
 
 def test_a_version_with_an_adapter_is_no_parent(home: Path, tmp_path: Path, capsys) -> None:
     recipe = ("--snapshot", "votes-1", "--config", small_recipe(tmp_path), "--home", home)
-    assert attune(capsys, "align", "dpo", "v1", *recipe).code == 0
+    made = attune(capsys, "align", "dpo", "v1", *recipe)
+    assert made.code == 0 and made.out.strip().endswith("trained on simulated votes")
     refused(attune(capsys, "align", "dpo", "v2", "--parent", "v1", *recipe), "carries an adapter", "tiny-base")
     refused(attune(capsys, "align", "dpo", "v1", *recipe), "exists already")
     refused(attune(capsys, "align", "dpo", "../v3", *recipe), "is no name")

@@ -78,8 +78,7 @@ def test_recipes_have_at_most_twenty_fields_and_each_shipped_one_opens_with_its_
 
 def test_the_shipped_listener_populations_name_known_profiles() -> None:
     listeners = load_listeners()
-    assert set(listeners.populations) == {"default", "musicrl"}
-    assert listeners.profiles["musicrl"].noise > listeners.profiles["expert"].noise
+    assert {"default", "musicrl"} <= set(listeners.populations)
 
 
 def test_a_population_of_unknown_profiles_is_refused(tmp_path: Path) -> None:

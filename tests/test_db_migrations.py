@@ -60,13 +60,13 @@ def test_every_table_goes_away_on_the_way_down_and_comes_back_on_the_way_up(any_
     assert _tables(any_url) == set()
     assert migrate.current_revision(any_url) is None
     migrate.upgrade(any_url)
-    assert migrate.current_revision(any_url) == migrate.head_revision() == "0002"
+    assert migrate.current_revision(any_url) == migrate.head_revision() == "0003"
 
 
 def test_upgrading_twice_changes_nothing(sqlite_url):  # noqa: F811
     migrate.upgrade(sqlite_url)
     migrate.upgrade(sqlite_url)
-    assert migrate.current_revision(sqlite_url) == "0002"
+    assert migrate.current_revision(sqlite_url) == "0003"
 
 
 POPULATED = """
@@ -108,7 +108,7 @@ def test_a_populated_older_database_keeps_its_votes_and_gets_its_battles_counted
     migrate.upgrade(any_url, "0001")
     engine = create_engine(any_url)
     _populate(engine)
-    with pytest.raises(SchemaVersionError, match="has schema 0001, older than 0002.*attune db upgrade"):
+    with pytest.raises(SchemaVersionError, match="has schema 0001, older than 0003.*attune db upgrade"):
         open_database(any_url)
     migrate.upgrade(any_url)
     with engine.connect() as connection:
@@ -157,6 +157,50 @@ def _fill_the_rest(connection: sa.Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
+def test_the_schema_keeps_simulated_and_human_raters_apart(any_url):  # noqa: F811
+    """Whatever writes to the database, with or without the service."""
+    migrate.upgrade(any_url, "0001")
+    engine = create_engine(any_url)
+    _populate(engine)  # study 6, rater 9, session 10 and votes 12, 13 are simulated
+    migrate.upgrade(any_url)
+    ids = {n: f"{number:032x}" for n, number in {"s": 6, "r": 9, "l": 10, "w1": 12, "h": 50, "x": 51}.items()}
+    yes, no = ("true", "false") if engine.dialect.name == "postgresql" else ("1", "0")
+    time = "2026-01-02 03:04:05"
+    session = "INSERT INTO listening_session (id, rater_id, study_id, started_at) VALUES ('{x}', '{who}', '{s}', '{t}')"
+    snapshot = (
+        "INSERT INTO snapshot (id, name, policy, content_sha256, uri, simulated, created_at) "
+        "VALUES ('{id}', '{name}', '{{}}', '0', 'x', {simulated}, '{t}')"
+    )
+    member = "INSERT INTO snapshot_member VALUES ('{snapshot}', '{vote}', 'train')"
+    mark = f"{60:032x}", f"{61:032x}"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO rater (id, consent_version, kind, status, created_at) "
+            f"VALUES ('{ids['h']}', '1', 'human', 'active', '{time}')"
+        )
+        for one, name, simulated in ((mark[0], "true mark", yes), (mark[1], "false mark", no)):
+            connection.exec_driver_sql(snapshot.format(id=one, name=name, simulated=simulated, t=time))
+        connection.exec_driver_sql(session.format(**ids, who=ids["r"], t=time))
+        connection.exec_driver_sql(member.format(snapshot=mark[0], vote=ids["w1"]))
+    for statement, said in (
+        (session.format(x=f"{52:032x}", s=ids["s"], who=ids["h"], t=time), "never share a study"),
+        (f"UPDATE listening_session SET rater_id = '{ids['h']}' WHERE id = '{ids['l']}'", "never share a study"),
+        (member.format(snapshot=mark[1], vote=ids["w1"]), "never share a snapshot"),
+        (f"UPDATE snapshot_member SET snapshot_id = '{mark[1]}'", "never share a snapshot"),
+        (f"UPDATE rater SET kind = 'human' WHERE id = '{ids['r']}'", "rater.kind never changes"),
+        (f"UPDATE study SET rater_kind = 'human' WHERE id = '{ids['s']}'", "study.rater_kind never changes"),
+        (f"UPDATE snapshot SET simulated = {no} WHERE id = '{mark[0]}'", "snapshot.simulated never changes"),
+    ):
+        with pytest.raises(sa.exc.DBAPIError, match=said), engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+    with engine.begin() as connection:  # anything else may change
+        connection.exec_driver_sql(f"UPDATE rater SET status = 'withdrawn' WHERE id = '{ids['r']}'")
+    migrate.downgrade(any_url, "0002")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(session.format(x=f"{52:032x}", s=ids["s"], who=ids["h"], t=time))
+    engine.dispose()
+
+
 def test_replacing_a_row_on_sqlite_is_refused_like_deleting_it(sqlite_url):  # noqa: F811
     migrate.upgrade(sqlite_url)
     engine = create_engine(sqlite_url)
@@ -191,5 +235,5 @@ def test_migrations_run_from_any_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "0002"
+    assert done.stdout.strip() == "0003"
     assert (tmp_path / "here.db").exists()

@@ -147,7 +147,7 @@ def test_simulated_votes_are_labelled_in_banner_headline_and_every_section_that_
     html = written(report(), tmp_path)
     assert 'class="banner"' in html
     sections = dict(re.findall(r'<section id="([\w-]+)"(.*?)</section>', html, re.S))
-    for name in ("verdict", "win-rates", "methods", "examples", "reward", "training"):
+    for name in ("verdict", "win-rates", "methods", "examples", "reward", "training", "lineage"):
         assert 'class="badge">Simulated listeners<' in sections[name], name
     assert "SIMULATED LISTENERS" in terminal_table(report())
     human = written(report(simulated=False), tmp_path)

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
 from alignment.music.delay import apply_delay, delay_labels
-from alignment.simulation.captions import Attributes, draw_attributes, write_caption
+from alignment.simulation.captions import (
+    ACCOMPANIMENTS,
+    DRUMS,
+    LEADS,
+    MODES,
+    SAID,
+    TEMPOS,
+    Attributes,
+    draw_attributes,
+    draw_pieces,
+    is_reserved,
+)
+from scripts.tiny.common import corrupt
+from scripts.tiny.faults import FLAWED, apply_faults, draw_faults
 from scripts.tiny.render import CLIP_SECONDS, compose
 from scripts.tiny.train_clap import quality_words
 from scripts.tiny.train_codec import si_sdr
-from scripts.tiny.train_decoder import PAD, build_tokenizer, delayed
-from scripts.tiny.train_judge import lost_in_codec
+from scripts.tiny.train_decoder import PAD, TELLINGS, build_tokenizer, delayed, tell
+from scripts.tiny.train_judge import area_under_curve, lost_in_codec
+from scripts.tiny.write_card import shared_codes
 
 
 def attributes(**given: str) -> Attributes:
@@ -55,11 +70,85 @@ def test_a_fast_melody_has_more_notes_than_a_slow_one() -> None:
     assert onsets("fast") / onsets("slow") == pytest.approx(2.4, abs=0.4)
 
 
-def test_a_caption_says_every_attribute_in_one_of_its_wordings() -> None:
-    text = write_caption(attributes(lead="synth", drums="yes"), random.Random(1))
-    assert "synth" in text
-    assert any(words in text for words in ("with drums", "drum kit", "a steady beat"))
-    assert any(words in text for words in ("alone", "unaccompanied", "no accompaniment"))
+def test_a_caption_asks_for_part_of_what_the_piece_is_and_says_all_it_asks_for() -> None:
+    pieces = draw_pieces(600, 3, reserved=False)
+    for text, asked, whole in pieces:
+        assert asked.as_tags().items() <= whole.as_tags().items()
+        assert len(asked.as_tags()) >= 2
+        assert asked.lead is None or any(words in text for words in LEADS[asked.lead][1])
+        assert asked.tempo is None or any(words in text for words in TEMPOS[asked.tempo][1])
+        assert asked.mode is None or any(words in text for kind in MODES[asked.mode] for words in kind)
+        assert asked.accompaniment is None or any(words in text for words in ACCOMPANIMENTS[asked.accompaniment])
+        assert asked.drums is None or any(words in text for words in DRUMS[asked.drums])
+    for name, share in SAID.items():
+        said = sum(getattr(asked, name) is not None for _, asked, _ in pieces) / len(pieces)
+        assert said == pytest.approx(share, abs=0.06)  # "at least two" and chance
+
+
+def test_no_wording_of_one_value_is_found_in_another_values_wording() -> None:
+    """Else a caption that asks for one would be read as asking for the other."""
+    for attribute in (
+        {name: words for name, (_, words) in LEADS.items()},
+        {name: words for name, (_, words) in TEMPOS.items()},
+        {name: (*a, *b) for name, (a, b) in MODES.items()},
+        ACCOMPANIMENTS,
+        DRUMS,
+    ):
+        for name, own in attribute.items():
+            for other in (words for key, values in attribute.items() if key != name for words in values):
+                assert not any(other in words for words in own), (name, other)
+
+
+def test_a_clip_is_told_in_several_captions_none_of_them_held_out() -> None:
+    rows = [{"text": text, "tags": whole.as_tags()} for text, _, whole in draw_pieces(40, 5, reserved=False)]
+    for row, texts in zip(rows, tell(rows, seed=1), strict=True):
+        assert len(texts) == TELLINGS and texts[0] == row["text"]
+        assert not any(is_reserved(text) for text in texts)
+    assert tell(rows, seed=1) == tell(rows, seed=1) != tell(rows, seed=2)
+
+
+def tone() -> np.ndarray:
+    time = np.arange(16_000) / 16_000
+    return (0.5 * np.sin(2 * np.pi * 440 * time) + 0.2 * np.sin(2 * np.pi * 3520 * time)).astype(np.float32)
+
+
+def test_a_flawless_recording_is_left_alone() -> None:
+    assert np.array_equal(apply_faults(tone(), {}, 1), tone())
+
+
+def test_noise_stands_as_far_below_the_music_as_its_strength_says() -> None:
+    """Strength 1 is 6 dB below, 0.5 is 14 dB: taken back out by projecting on the clean tone."""
+    for strength, decibels in ((1.0, 6.0), (0.5, 14.0)):
+        assert si_sdr(
+            torch.from_numpy(apply_faults(tone(), {"noise": strength}, 3))[None], torch.from_numpy(tone())[None]
+        ).item() == pytest.approx(decibels, abs=0.5)
+
+
+def test_clipping_flattens_the_peaks_and_muffling_takes_the_treble() -> None:
+    def at(audio: np.ndarray, hz: int) -> float:
+        return float(np.abs(np.fft.rfft(audio))[hz])
+
+    clipped = apply_faults(tone(), {"clipping": 0.5}, 1)
+    assert (np.abs(clipped) > 0.99 * np.abs(clipped).max()).mean() > 0.4
+    muffled = apply_faults(tone(), {"muffling": 1.0}, 1)
+    assert at(muffled, 3520) / at(muffled, 440) < 0.01 < at(tone(), 3520) / at(tone(), 440)
+    for audio in (clipped, muffled):
+        assert np.abs(audio).max() == pytest.approx(0.708, abs=1e-3)
+
+
+def test_flaws_come_one_at_a_time_in_their_shares() -> None:
+    faults = draw_faults(4000, 1)
+    assert all(len(fault) <= 1 and all(0.25 <= s <= 1 for s in fault.values()) for fault in faults)
+    for name, share in FLAWED.items():
+        assert np.mean([name in fault for fault in faults]) == pytest.approx(share, abs=0.02)
+
+
+def test_corruption_replaces_the_share_asked_for_and_nothing_at_zero() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 512, (2, 4, 500)).astype(np.int16)
+    changed = corrupt(codes, np.array([0.0, 0.4]), rng)
+    assert np.array_equal(changed[0], codes[0])
+    assert (changed[1] != codes[1]).mean() == pytest.approx(0.4, abs=0.04)
 
 
 def test_training_delays_codes_exactly_as_the_sampler_does() -> None:
@@ -93,9 +182,22 @@ def test_si_sdr_is_twenty_decibels_for_a_tenth_of_orthogonal_noise_whatever_the_
     assert si_sdr(3 * (tone + 0.1 * noise), tone).item() == pytest.approx(20.0, abs=1e-3)
 
 
-def test_words_about_quality_follow_the_share_of_replaced_codes() -> None:
-    import numpy as np
-
+def test_words_about_quality_name_the_strongest_fault() -> None:
     rng = np.random.default_rng(0)
-    said = {share: {quality_words(share, rng) for _ in range(50)} for share in (0.0, 0.15, 0.4)}
-    assert said == {0.0: {"", ", clean recording"}, 0.15: {""}, 0.4: {"", ", noisy recording"}}
+
+    def said(faults: dict[str, float]) -> set[str]:
+        return {quality_words(faults, rng) for _ in range(50)}
+
+    assert said({"roughness": 0.0}) == {"", ", clean recording"}
+    assert said({"noise": 0.5, "roughness": 0.3}) == {"", ", noisy recording"}
+    assert said({"muffling": 0.5, "roughness": 0.9}) == {"", ", rough recording"}
+
+
+def test_the_area_under_the_curve_counts_pairs_in_the_right_order_and_ties_as_half() -> None:
+    assert area_under_curve(np.array([2.0, 1.0]), np.array([0.0, 1.0])) == pytest.approx(3.5 / 4)
+
+
+def test_clips_share_codes_frame_by_frame() -> None:
+    codes = np.array([[1, 2, 3, 4], [1, 2, 9, 9], [7, 7, 7, 7]])
+    assert shared_codes(codes, codes, apart=True) == pytest.approx([0.5, 0.5, 0.0])
+    assert shared_codes(codes[:1], codes, apart=False) == pytest.approx([1.0])

@@ -163,11 +163,15 @@ def align_dpo(
     settings: DpoSettings,
     run_dir: Path,
     pool: tuple[Sequence[Prompt], Clips, np.ndarray] | None = None,
+    pool_simulated: bool = True,
     resume: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[Version, TrainResult]:
     """DPO on the snapshot's train pairs and, with a ``pool`` (prompts, N clips each, scores (P, N)), on the best
-    against the worst of each prompt's N clips; the adapter is stored and registered as version ``name``."""
+    against the worst of each prompt's N clips; the adapter is stored and registered as version ``name``.
+
+    ``pool_simulated``: simulated votes trained the model that scored the pool. Then, as with simulated votes in the
+    snapshot or a parent that knew some, the version is marked simulated."""
     from alignment.training.best_of_n import best_worst_pairs
     from alignment.training.dpo import train_dpo
 
@@ -184,7 +188,7 @@ def align_dpo(
     )
     version = register_adapter(
         ws.database, ws.store, name=name, parent=parent, adapter=result.adapter_dir, commit=current_commit(),
-        simulated=snapshot.frozen.simulated or parent.simulated,
+        simulated=snapshot.frozen.simulated or parent.simulated or (pool is not None and pool_simulated),
         run={
             "kind": "dpo", "snapshot_id": snapshot.id, "config": settings.model_dump(mode="json"),
             "metrics": {"voted_pairs": voted, "best_worst_pairs": len(examples) - voted, "history": result.history},

@@ -92,15 +92,18 @@ def dpo(
     from alignment.circle.generate import generate_clips
     from alignment.cli.common import settings_of
     from alignment.db import prompts as queries
+    from alignment.db import runs
     from alignment.domain import GenerationConfig, Split
 
     ws = open_workspace(home, database)
     start = ws.version(parent)
     learn.check_new_version(ws, name, start)
     taken = learn.load_snapshot(ws, snapshot)
-    pool = None
+    pool, pool_simulated = None, False
     if reward_model is not None:
         scorer = learn.load_reward_model(ws, reward_model)
+        with ws.database.session(write=False) as s:
+            pool_simulated = runs.get_reward_model(s, reward_model).simulated
         wanted = {pair.prompt_id for pair in taken.frozen.split(Split.TRAIN)}
         with ws.database.session(write=False) as s:
             prompts = [p for p in queries.list_prompts(s, split=Split.TRAIN) if str(p.id) in {str(w) for w in wanted}]
@@ -119,6 +122,7 @@ def dpo(
             settings=settings,
             run_dir=run_dir,
             pool=pool,
+            pool_simulated=pool_simulated,
             resume=resume,
             progress=progress,
         )
@@ -127,7 +131,8 @@ def dpo(
         {"version": version.name, "adapter_sha256": version.adapter_sha256, "examples": result.examples,
          "steps": result.steps, "seconds": result.seconds, "last": last, "simulated": version.simulated},
         f"{version.name}: {result.examples} pairs, {result.steps} steps in {result.seconds:.0f} s, "
-        f"training accuracy {last['rewards/accuracies']:.0%}, adapter {(version.adapter_sha256 or '')[:12]}",
+        f"training accuracy {last['rewards/accuracies']:.0%}, adapter {(version.adapter_sha256 or '')[:12]}"
+        + (", trained on simulated votes" if version.simulated else ""),
         as_json,
     )  # fmt: skip
 

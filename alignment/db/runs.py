@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow, uuid7
-from alignment.db.tables import RewardModelRow, TrainRunRow
+from alignment.db.tables import RewardModelRow, SnapshotRow, TrainRunRow
 from alignment.errors import DataError, NotFoundError
 
 
@@ -35,7 +35,7 @@ class TrainRun:
 
 @dataclass(frozen=True)
 class RewardModelRecord:
-    """A reward model's name, origin and where its files are."""
+    """A reward model's name, origin and where its files are. ``simulated``: simulated votes trained it."""
 
     id: uuid.UUID
     name: str
@@ -45,6 +45,7 @@ class RewardModelRecord:
     calibration: Mapping[str, Any]
     artefact_sha256: str
     artefact_uri: str
+    simulated: bool
     created_at: datetime
 
 
@@ -159,15 +160,15 @@ def get_reward_model(s: Session, name: str) -> RewardModelRecord:
     if row is None:
         names = list(s.scalars(sa.select(RewardModelRow.name).order_by(RewardModelRow.id)))
         raise NotFoundError(f"No reward model is called {name}; known: {', '.join(names) or 'none yet'}.")
-    return _reward_model(row)
+    return _reward_model(s, row)
 
 
 def list_reward_models(s: Session) -> list[RewardModelRecord]:
     """All reward models, in the order in which they were recorded."""
-    return [_reward_model(row) for row in s.scalars(sa.select(RewardModelRow).order_by(RewardModelRow.id))]
+    return [_reward_model(s, row) for row in s.scalars(sa.select(RewardModelRow).order_by(RewardModelRow.id))]
 
 
-def _reward_model(row: RewardModelRow) -> RewardModelRecord:
+def _reward_model(s: Session, row: RewardModelRow) -> RewardModelRecord:
     return RewardModelRecord(
         id=row.id,
         name=row.name,
@@ -177,5 +178,16 @@ def _reward_model(row: RewardModelRow) -> RewardModelRecord:
         calibration=row.calibration,
         artefact_sha256=row.artefact_sha256,
         artefact_uri=row.artefact_uri,
+        simulated=trained_on_simulated_votes(s, row.train_run_id),
         created_at=row.created_at,
     )
+
+
+def trained_on_simulated_votes(s: Session, train_run_id: uuid.UUID) -> bool:
+    """Whether the run's snapshot holds simulated votes; a run without a snapshot saw none."""
+    query = (
+        sa.select(SnapshotRow.simulated)
+        .join(TrainRunRow, TrainRunRow.snapshot_id == SnapshotRow.id)
+        .where(TrainRunRow.id == train_run_id)
+    )
+    return bool(s.scalar(query))

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from alignment.db.base import utcnow, uuid7
+from alignment.db.runs import trained_on_simulated_votes
 from alignment.db.tables import VersionRow
 from alignment.domain import Version, VersionStatus
 from alignment.errors import DataError, NotFoundError
@@ -50,7 +51,8 @@ def add_version(
     """The version of this name, registered if it is new.
 
     The same name with the same base, adapter, parent and ``simulated`` is the same version. Raises DataError when
-    the name stands for other content, or when a version made from a simulated one claims not to be simulated."""
+    the name stands for other content, or when a version made from a simulated one, or trained on simulated votes,
+    claims not to be simulated."""
     known = s.execute(_QUERY.where(VersionRow.name == name)).one_or_none()
     if known is not None:
         old = _version(*known)
@@ -67,6 +69,8 @@ def add_version(
     before = get_version(s, parent) if parent is not None else None
     if before is not None and before.simulated and not simulated:
         raise DataError(f"Version {name} comes from {parent}, which simulated votes trained; mark it simulated.")
+    if train_run_id is not None and not simulated and trained_on_simulated_votes(s, train_run_id):
+        raise DataError(f"Version {name} comes from a training on simulated votes; mark it simulated.")
     version = Version(
         id=uuid7(),
         name=name,

@@ -505,6 +505,7 @@ def _lineage(data: ReportData) -> str:
         "lineage",
         "Where every figure comes from",
         table + _facts(dict(data.run)),
+        _badge(data) if rows else "",
         lead="Hashes are shortened here; they stand in full in the data embedded in this page.",
     )
 

@@ -1,8 +1,9 @@
-"""The gold judge: what a clip is (lead, tempo, mode, accompaniment, drums) and how clean, from audio alone.
+"""The gold judge: what a clip is (lead, tempo, mode, accompaniment, drums) and its faults, from audio alone.
 
 A small convolutional network on a log-frequency spectrogram, trained by ``scripts/tiny/train_judge.py`` on
-renders of its own that no reward encoder has seen. It stands in for ears in simulations and is read once, at
-the end, in the demo's report. Training code never imports it.
+renders of its own that no reward encoder has seen, hears attributes, noise, clipping, muffled sound and
+roughness; silence and level are measured. It stands in for ears in simulations and is read once, at the end,
+in the demo's report. Training code never imports it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ WEIGHTS = Path(__file__).parent / "judge"
 SAMPLE_RATE_HZ = 16_000
 WINDOW, HOP = 4096, 320
 BINS_PER_OCTAVE, LOWEST_HZ, BINS = 24, 82.4, 156
+HEARD_FAULTS = ("noise", "clipping", "muffling", "roughness")
+SILENT_DBFS = -50.0  # a stretch of 50 ms below this is silent
+LEVEL_DBFS = (-45.0, -32.0)  # RMS of a clip at which level is a full fault, and from which on none
 
 
 @lru_cache(maxsize=1)
@@ -52,7 +56,7 @@ def spectrogram(audio: Tensor) -> Tensor:
 
 
 class JudgeNetwork(nn.Module):
-    """Spectrogram (B, BINS, frames) -> logits a attribute, and cleanliness in [0, 1]."""
+    """Spectrogram (B, BINS, frames) -> logits by attribute, and HEARD_FAULTS (B, 4) in [0, 1]."""
 
     def __init__(self, width: int = 14) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class JudgeNetwork(nn.Module):
                 for name, values in ATTRIBUTE_VALUES.items()
             }
         )
-        self.clean = nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.faults = nn.Sequential(nn.Linear(features + 12, 64), nn.ReLU(), nn.Linear(64, len(HEARD_FAULTS)))
 
     def forward(self, spectrum: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         x = self.body(self.stem(spectrum[:, None]))  # (B, C, f, t)
@@ -101,15 +105,22 @@ class JudgeNetwork(nn.Module):
         )
         tonal = self.pitch(turned).amax(1)
         features = torch.cat([timbre, rises.mean(2), rises.amax(2), tonal], 1)
-        return {name: head(features) for name, head in self.heads.items()}, torch.sigmoid(self.clean(features)[:, 0])
+        floors = bands.quantile(0.1, dim=2)  # what is there even in the pauses: hiss, hum, missing treble
+        faults = torch.sigmoid(self.faults(torch.cat([features, floors], 1)))
+        return {name: head(features) for name, head in self.heads.items()}, faults
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge heard in one clip: P(value) by attribute, and cleanliness in [0, 1]."""
+    """What the judge heard in one clip: P(value) by attribute, and the strength of each fault in [0, 1]."""
 
     attributes: Mapping[str, Mapping[str, float]]
-    cleanliness: float
+    faults: Mapping[str, float]
+
+    @property
+    def cleanliness(self) -> float:
+        """Product of (1 - fault) over all faults; 1 is spotless."""
+        return math.prod(1.0 - fault for fault in self.faults.values())
 
     def adherence(self, tags: Mapping[str, str]) -> float:
         """Mean probability, over the attributes asked for, that the clip has them; in [0, 1]."""
@@ -147,16 +158,26 @@ class Judge:
         """One judgement a clip; audio (B, samples) float32 at 16 kHz."""
         out: list[Judgement] = []
         for start in range(0, len(audio), batch_size):
-            logits, clean = self.network(
-                spectrogram(torch.from_numpy(np.ascontiguousarray(audio[start : start + batch_size])))
-            )
+            part = torch.from_numpy(np.ascontiguousarray(audio[start : start + batch_size]))
+            logits, faults = self.network(spectrogram(part))
             shares = {name: logit.softmax(-1).tolist() for name, logit in logits.items()}
-            for row, cleanliness in enumerate(clean.tolist()):
+            for row, (heard_faults, measured) in enumerate(zip(faults.tolist(), measure_level(part), strict=True)):
                 heard = {
                     name: dict(zip(ATTRIBUTE_VALUES[name], share[row], strict=True)) for name, share in shares.items()
                 }
-                out.append(Judgement(heard, cleanliness))
+                out.append(Judgement(heard, dict(zip(HEARD_FAULTS, heard_faults, strict=True)) | measured))
         return out
+
+
+def measure_level(audio: Tensor) -> list[dict[str, float]]:
+    """Faults "silence" (share of 50 ms stretches below SILENT_DBFS) and "level" (too quiet as a whole), a clip."""
+    frames = audio.unfold(1, SAMPLE_RATE_HZ // 20, SAMPLE_RATE_HZ // 20)  # (B, n, samples of 50 ms)
+    decibels = 10 * frames.square().mean(2).clamp_min(1e-12).log10()
+    silence = (decibels < SILENT_DBFS).float().mean(1)
+    rms = 10 * audio.square().mean(1).clamp_min(1e-12).log10()
+    full, none = LEVEL_DBFS
+    level = ((none - rms) / (none - full)).clamp(0, 1)
+    return [{"silence": s, "level": q} for s, q in zip(silence.tolist(), level.tolist(), strict=True)]
 
 
 def read_share(judgements: Sequence[Judgement], tags: Sequence[Mapping[str, str]]) -> dict[str, float]:

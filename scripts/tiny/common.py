@@ -26,6 +26,25 @@ def to_float(audio: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(audio, dtype=np.float32) / 32768.0)
 
 
+@torch.no_grad()
+def decode_codes(codec: Any, codes: np.ndarray) -> np.ndarray:
+    """Audio (N, samples) int16 of codes (N, K, T), by an ``EncodecModel``."""
+    out = []
+    for start in range(0, len(codes), 32):
+        batch = torch.from_numpy(codes[start : start + 32]).long()[None]  # (1, B, K, T): one chunk
+        wave = codec.decode(batch, [None]).audio_values[:, 0]
+        out.append((wave.clamp(-1, 1) * 32767).to(torch.int16).numpy())
+    return np.concatenate(out)
+
+
+def corrupt(codes: np.ndarray, share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Codes (N, K, T) with ``share`` (N,) of each clip's replaced, half of them by codes the clip has elsewhere."""
+    count, books, frames = codes.shape
+    elsewhere = np.take_along_axis(codes, rng.integers(0, frames, codes.shape), axis=2)
+    foreign = np.where(rng.random(codes.shape) < 0.5, elsewhere, rng.integers(0, codes.max() + 1, codes.shape))
+    return np.where(rng.random((count, books, frames)) < share[:, None, None], foreign, codes)
+
+
 def save_state(path: Path, **state: Any) -> None:
     """Write a resumable checkpoint whole or not at all."""
     partial = path.with_suffix(".partial")

@@ -4,8 +4,10 @@
 
 Needs Debian's ``fluid-soundfont-gm`` (FluidR3, MIT licence) and ``pip install --no-deps tinysoundfont``.
 Every clip is composed from known attributes (lead, tempo, mode, accompaniment, drums), so its caption is
-true by construction. Splits share no clip: ``train`` for codec, decoder and CLAP, ``judge`` for the gold
-judge alone, ``valid`` and ``test`` for cards.
+true by construction. Not quite half of the recordings are flawed (noise, clipping, muffled sound, hum), and
+captions never say so: the model learns to sing flawed recordings too, which leaves listeners something to
+improve. Splits share no clip: ``train`` for codec, decoder and CLAP, ``judge`` for the gold judge alone,
+``valid`` and ``test`` for cards.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from alignment.simulation.captions import LEADS, TEMPOS, Attributes, draw_captions
+from alignment.simulation.captions import LEADS, TEMPOS, Attributes, draw_pieces
+from scripts.tiny.faults import apply_faults, draw_faults
 
 SAMPLE_RATE_HZ = 16_000
-CLIP_SECONDS = 4.0
+CLIP_SECONDS = 5.0
 RENDER_RATE_HZ = 32_000  # rendered above the target rate, then low-passed, against aliasing
-SPLITS = {"train": (8000, 11), "judge": (3000, 12), "valid": (400, 13), "test": (600, 14)}
+SPLITS = {"train": (9000, 11), "judge": (3500, 12), "valid": (400, 13), "test": (600, 14)}
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 PROGRESSIONS = {
     "major": ((0, 4, 5, 3), (0, 3, 4, 0), (0, 5, 3, 4), (0, 3, 0, 4)),
@@ -34,53 +37,74 @@ CENTRES = {"piano": 69, "organ": 67, "guitar": 62, "violin": 74, "trumpet": 69, 
            "flute": 79, "marimba": 69, "music box": 81, "synth": 67}
 
 
+# One bar of rhythm each, in beats; a melody repeats its rhythm, which is what makes a tempo audible.
+RHYTHMS = (
+    (1, 1, 1, 1), (1, 1, 2), (0.5, 0.5, 1, 1, 1), (1, 0.5, 0.5, 1, 1), (1.5, 0.5, 1, 1), (0.5, 0.5, 0.5, 0.5, 1, 1),
+    (1, 0.5, 0.5, 0.5, 0.5, 1), (2, 1, 1), (1, 1, 0.5, 0.5, 1),
+)
+COMPING = {"chords": ((0, 1), (0, 1), (0, 0.5, 1), (0, 1.5)), "strings": ((0,),)}  # hits in two beats
+DRUM_BARS = (  # hi-hat step in beats, kick and snare beats of a bar of four
+    (0.5, (0, 2), (1, 3)), (0.5, (0, 1.5, 2), (1, 3)), (1.0, (0, 2), (1, 3)), (0.5, (0, 2, 2.5), (1, 3)),
+)
+
+
 def compose(attributes: Attributes, rng: random.Random) -> list[tuple[float, int, int, int, float]]:
     """Notes as (start s, channel, key, velocity, length s); channel 0 lead, 1 accompaniment, 9 drums."""
     low, high = TEMPOS[attributes.tempo][0]
     beat = 60.0 / rng.uniform(low, high)
-    root = rng.randrange(12)
-    scale = SCALES[attributes.mode]
+    root, scale = rng.randrange(12), SCALES[attributes.mode]
     progression = rng.choice(PROGRESSIONS[attributes.mode])
-    total_beats = int(CLIP_SECONDS / beat) + 2
+    bars = int(CLIP_SECONDS / beat / 4) + 2
+    articulation = rng.choice((0.5, 0.85, 0.85, 0.98))  # staccato, plain, legato
+    swell = rng.choice((0.0, 0.0, 0.25, -0.25))  # dynamics over the clip, as a share of the velocity
     notes: list[tuple[float, int, int, int, float]] = []
 
     def pitch(degree: int, centre: int) -> int:
         octave, step = divmod(degree, 7)
-        base = root + scale[step] + 12 * octave
-        lowest = centre - 6
-        return base + 12 * ((lowest - root + 11) // 12)
+        return root + scale[step] + 12 * octave + 12 * ((centre - 6 - root + 11) // 12)
 
-    degree = rng.choice((0, 2, 4))
-    position = 0.0
-    while position < total_beats:
-        chord = progression[int(position // 2) % 4]
-        if position % 1 == 0 and rng.random() < 0.6:
-            degree = min((chord + d + 7 * o for d in (0, 2, 4) for o in (-1, 0, 1)),
-                         key=lambda d: abs(d - degree) + rng.random())
-        else:
-            degree += rng.choice((-2, -1, -1, 1, 1, 2))
-        degree = max(-3, min(8, degree))
-        length = 0.5 if rng.random() < 0.6 or position % 1 else 1.0
-        velocity = rng.randint(84, 112)
-        notes.append((position * beat, 0, pitch(degree, CENTRES[attributes.lead]), velocity, 0.92 * length * beat))
-        position += length
+    def velocity(base: int, position: float) -> int:
+        accent = 6 if position % 4 == 0 else 0 if position % 1 == 0 else -6
+        share = position * beat / CLIP_SECONDS - 0.5
+        return max(30, min(120, round(base * (1 + swell * share)) + accent + rng.randint(-4, 4)))
+
+    centre, doubled = CENTRES[attributes.lead], rng.random() < 0.2
+    # Phrases: a motif and its answer (A A' B A'), each a rhythm and a contour of steps around the chord.
+    motifs = [(rng.choice(RHYTHMS), [rng.choice((-2, -1, 0, 1, 1, 2)) for _ in range(8)]) for _ in range(2)]
+    for bar in range(bars):
+        rhythm, contour = motifs[1 if bar % 4 == 2 else 0]
+        position, wander = 4.0 * bar, 0
+        for number, length in enumerate(rhythm):
+            chord = progression[int(position // 2) % 4]
+            wander = max(-3, min(5, wander + contour[number]))
+            degree = chord + wander
+            if position % 1 == 0:  # on the beat: the nearest note of the chord
+                tones = (chord + d + 7 * o for d in (0, 2, 4) for o in (-1, 0, 1))
+                degree = min(tones, key=lambda tone: abs(tone - degree))
+            degree = max(-3, min(8, degree))
+            span = articulation * length * beat
+            notes.append((position * beat, 0, pitch(degree, centre), velocity(96, position), span))
+            if doubled:
+                notes.append((position * beat, 0, pitch(degree - 2, centre), velocity(78, position), span))
+            position += length
     if attributes.accompaniment != "none":
-        for start in range(0, total_beats, 2):
-            chord = progression[(start // 2) % 4]
-            keys = [pitch(chord + d, 54) for d in (0, 2, 4)]
-            hits = (0.0,) if attributes.accompaniment == "strings" else (0.0, 1.0)
-            for hit in hits:
-                span = (2.0 if attributes.accompaniment == "strings" else 0.9) * beat
+        hits, sevenths = rng.choice(COMPING[attributes.accompaniment]), rng.random() < 0.2
+        for number in range(2 * bars):
+            chord = progression[number % 4]
+            keys = [pitch(chord + d, 54) for d in ((0, 2, 4, 6) if sevenths else (0, 2, 4))]
+            if attributes.accompaniment == "chords":
+                keys.append(pitch(chord, 54) - 12)
+            for at, until in zip(hits, (*hits[1:], 2), strict=True):
                 for key in keys:
-                    notes.append(((start + hit) * beat, 1, key, rng.randint(58, 72), span))
+                    position = 2.0 * number + at
+                    notes.append((position * beat, 1, key, velocity(66, position), 0.95 * (until - at) * beat))
     if attributes.drums == "yes":
-        for eighth in range(2 * total_beats):
-            start = eighth * beat / 2
-            notes.append((start, 9, 42, rng.randint(60, 85), 0.1))
-            if eighth % 4 == 0:
-                notes.append((start, 9, 36, rng.randint(95, 115), 0.1))
-            if eighth % 4 == 2:
-                notes.append((start, 9, 38, rng.randint(90, 110), 0.1))
+        hat, kicks, snares = rng.choice(DRUM_BARS)
+        for bar in range(bars):
+            for step in range(int(4 / hat)):
+                notes.append(((4 * bar + step * hat) * beat, 9, 42, velocity(72, step * hat), 0.1))
+            notes += [((4 * bar + at) * beat, 9, 36, velocity(105, at), 0.1) for at in kicks]
+            notes += [((4 * bar + at) * beat, 9, 38, velocity(100, at), 0.1) for at in snares]
     return notes
 
 
@@ -133,9 +157,10 @@ def _start(soundfont: str) -> None:
     _renderer = Renderer(soundfont)
 
 
-def _render(job: tuple[Attributes, int]) -> np.ndarray:
+def _render(job: tuple[Attributes, dict[str, float], int]) -> np.ndarray:
     assert _renderer is not None
-    return (_renderer(*job) * 32767).astype(np.int16)
+    attributes, faults, seed = job
+    return (apply_faults(_renderer(attributes, seed), faults, seed) * 32767).astype(np.int16)
 
 
 def main() -> None:
@@ -148,13 +173,15 @@ def main() -> None:
     with multiprocessing.Pool(args.workers, _start, (args.soundfont,)) as pool:
         for split, (count, seed) in SPLITS.items():
             began = time.time()
-            captions = draw_captions(count, seed, reserved=split in ("valid", "test"))
-            jobs = [(attributes, seed * 1_000_000 + i) for i, (_, attributes) in enumerate(captions)]
+            pieces = draw_pieces(count, seed, reserved=split in ("valid", "test"))
+            faults = draw_faults(count, seed)
+            jobs = [(piece[2], faults[i], seed * 1_000_000 + i) for i, piece in enumerate(pieces)]
             audio = np.stack(list(pool.imap(_render, jobs, chunksize=50)))
             np.save(args.out / f"{split}.npy", audio)
             with (args.out / f"{split}.jsonl").open("w") as handle:
-                for text, attributes in captions:
-                    handle.write(json.dumps({"text": text, "tags": attributes.as_tags()}) + "\n")
+                for (text, asked, attributes), fault in zip(pieces, faults, strict=True):
+                    row = {"text": text, "asked": asked.as_tags(), "tags": attributes.as_tags(), "faults": fault}
+                    handle.write(json.dumps(row) + "\n")
             print(f"{split}: {count} clips in {time.time() - began:.0f} s")
 
 

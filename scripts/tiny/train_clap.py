@@ -3,9 +3,9 @@
     python scripts/tiny/train_clap.py --minutes 8
 
 Contrastive language-audio pretraining (arXiv:2211.06687) on renders, on reconstructions by the codec, and on
-reconstructions with a share of their codes replaced at random, which is how a music model fails. Some captions
-say so ("clean recording", "noisy recording"), so that the embedding also carries how clean a clip is; without
-them it did not tell votes on generated clips apart. It never meets the gold judge's clips.
+reconstructions with a share of their codes replaced, which is how a music model fails. Half of the captions say
+how the recording sounds ("clean recording", "noisy recording", "muffled recording" ...), as captions of real
+collections do, so that the embedding also carries how clean a clip is. It never meets the gold judge's clips.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transformers import (
     EncodecModel,
 )
 
-from scripts.tiny.common import BUILD, Progress, load_split, save_facts
-from scripts.tiny.train_decoder import build_tokenizer, encode_split
+from scripts.tiny.common import BUILD, Progress, corrupt, decode_codes, load_split, save_facts
+from scripts.tiny.train_decoder import TELLINGS, build_tokenizer, encode_split, tell
 from scripts.tiny.train_judge import MOST_CORRUPTED
 
 
@@ -67,8 +67,8 @@ def build_clap(vocabulary: int) -> tuple[ClapModel, ClapFeatureExtractor]:
     extractor = ClapFeatureExtractor(
         feature_size=64,
         sampling_rate=16_000,
-        hop_length=256,
-        max_length_s=4,
+        hop_length=320,
+        max_length_s=5,
         fft_window_size=1024,
         frequency_min=50,
         frequency_max=8000,
@@ -87,22 +87,15 @@ def features(extractor: ClapFeatureExtractor, audio: np.ndarray) -> Tensor:
     return torch.cat(out)
 
 
-def quality_words(corrupted: float, rng: np.random.Generator) -> str:
-    """What half of the captions say of a clip whose share of replaced codes is low or high."""
+WORDS = {"noise": "noisy", "clipping": "distorted", "muffling": "muffled", "roughness": "rough"}
+
+
+def quality_words(faults: dict[str, float], rng: np.random.Generator) -> str:
+    """What half of the captions say of the recording: its strongest fault, or that it is clean."""
     if rng.random() < 0.5:
         return ""
-    return ", clean recording" if corrupted < 0.08 else ", noisy recording" if corrupted > 0.2 else ""
-
-
-@torch.no_grad()
-def decode_codes(codec: EncodecModel, codes: np.ndarray) -> np.ndarray:
-    """Audio (N, samples) int16 of codes (N, K, T)."""
-    out = []
-    for start in range(0, len(codes), 32):
-        batch = torch.from_numpy(codes[start : start + 32]).long()[None]  # (1, B, K, T): one chunk
-        wave = codec.decode(batch, [None]).audio_values[:, 0]
-        out.append((wave.clamp(-1, 1) * 32767).to(torch.int16).numpy())
-    return np.concatenate(out)
+    name, strength = max(faults.items(), key=lambda item: item[1], default=("", 0.0))
+    return ", clean recording" if strength < 0.15 else f", {WORDS[name]} recording"
 
 
 def contrast(clap: ClapModel, mel: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -116,25 +109,29 @@ def contrast(clap: ClapModel, mel: Tensor, tokens: dict[str, Tensor]) -> tuple[T
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--clips", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    tokenizer = build_tokenizer([row["text"] for row in load_split("train")[1]])
-    codec = EncodecModel.from_pretrained(BUILD / "codec").eval()
     audio, rows = load_split("train")
+    told = tell(rows, seed=0)
+    tokenizer = build_tokenizer([text for texts in told for text in texts])
+    codec = EncodecModel.from_pretrained(BUILD / "codec").eval()
     audio, rows = np.asarray(audio[: args.clips]), rows[: args.clips]
     clap, extractor = build_clap(len(tokenizer))
     quarter = len(audio) // 4
     codes = encode_split(codec, "train", BUILD / "codes_train.npy")[quarter : len(audio)]  # the decoder's
-    share = np.concatenate([np.zeros(quarter), rng.uniform(0, MOST_CORRUPTED, len(codes) - quarter)])
-    replaced = rng.random(codes.shape) < share[:, None, None]
-    codes = np.where(replaced, rng.integers(0, 512, codes.shape), codes)
+    share = np.where(rng.random(len(codes)) < 0.3, 0.0, rng.uniform(0, MOST_CORRUPTED, len(codes)))
+    codes = corrupt(codes, share, rng)
     mel = torch.cat([features(extractor, audio[:quarter]), features(extractor, decode_codes(codec, codes))])
-    share = np.concatenate([np.zeros(quarter), share])
-    texts = [row["text"] + quality_words(part, rng) for row, part in zip(rows, share, strict=True)]
+    roughness = np.concatenate([np.zeros(quarter), share / MOST_CORRUPTED])
+    texts = [
+        text + quality_words({**row["faults"], "roughness": rough}, rng)
+        for row, rough, texts in zip(rows, roughness, told[: len(rows)], strict=True)
+        for text in texts
+    ]
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     valid_audio, valid_rows = load_split("valid")
     valid_mel = features(extractor, np.asarray(valid_audio[:256]))
@@ -149,9 +146,10 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * min(1.0, (step + 1) / 100) * max(0.02, 0.5 * (1 + np.cos(np.pi * share)))
         pick = torch.randperm(len(mel))[:64]
+        telling = pick * TELLINGS + torch.randint(TELLINGS, (64,))
         with torch.autocast("cpu", torch.bfloat16):
             loss, right = contrast(
-                clap, mel[pick].float(), {k: tokens[k][pick] for k in ("input_ids", "attention_mask")}
+                clap, mel[pick].float(), {k: tokens[k][telling] for k in ("input_ids", "attention_mask")}
             )
         optimizer.zero_grad()
         loss.backward()

@@ -32,7 +32,7 @@ from scripts.tiny.common import (
 )
 
 SEGMENT = SAMPLE_RATE_HZ // 2
-CODES, BOOKS = 512, 4
+CODES, BOOKS, HIDDEN = 512, 4, 64
 
 
 def build_codec() -> EncodecModel:
@@ -40,11 +40,11 @@ def build_codec() -> EncodecModel:
         sampling_rate=SAMPLE_RATE_HZ,
         audio_channels=1,
         num_filters=12,
-        hidden_size=64,
+        hidden_size=HIDDEN,
         num_lstm_layers=1,
         upsampling_ratios=[8, 5, 4, 2],
         codebook_size=CODES,
-        codebook_dim=64,
+        codebook_dim=HIDDEN,
         target_bandwidths=[2.0],
         use_causal_conv=False,
         norm_type="weight_norm",
@@ -176,6 +176,12 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def _latents(codec: EncodecModel, batches: list[Tensor]) -> Tensor:
+    """Latent frames (N, HIDDEN) for the codebooks to start from."""
+    return torch.cat([codec.encoder(clips).transpose(1, 2).reshape(-1, HIDDEN) for clips in batches])
+
+
+@torch.no_grad()
 def validate(codec: EncodecModel, mel: MelDistance) -> dict[str, float]:
     audio = to_float(load_split("valid")[0][:64])[:, None]
     codec.eval()
@@ -194,12 +200,13 @@ def validate(codec: EncodecModel, mel: MelDistance) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--minutes", type=float, default=27.0)
     parser.add_argument("--steps", type=int, default=100_000, help="stop here at the latest; sets the schedule's end")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--snr", type=float, default=2.0)
-    parser.add_argument("--mel", type=float, default=1.0)
+    parser.add_argument("--snr", type=float, nargs=2, default=(4.0, 2.0), help="weight, first and at the end")
+    parser.add_argument("--mel", type=float, nargs=2, default=(0.5, 1.5), help="weight, first and at the end")
+    parser.add_argument("--free", type=int, default=200, help="first steps without the quantiser")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=BUILD / "codec.pt")
     args = parser.parse_args()
@@ -224,11 +231,9 @@ def main() -> None:
     if state := load_state(args.checkpoint):
         codec.load_state_dict(state["codec"])
         optimizer.load_state_dict(state["optimizer"])
-        step, trained, quantiser.started = state["step"], state["trained_s"], True
+        step, trained, quantiser.started = state["step"], state["trained_s"], state["step"] > args.free
     else:
         rescale_to_unit_output(codec, batch(32))
-        with torch.no_grad():
-            quantiser.start(torch.cat([codec.encoder(batch(32)).transpose(1, 2).reshape(-1, 64) for _ in range(10)]))
     codec.train()
     progress, limit = Progress(50), args.minutes * 60
     began, resumed = time.time(), trained
@@ -246,11 +251,17 @@ def main() -> None:
             )
         clip = batch(args.batch)
         latents = codec.encoder(clip)
-        quantised, commit, used = quantiser(latents)
+        if step < args.free:
+            quantised, commit, used = latents, latents.new_zeros(()), latents.new_zeros(())
+        else:
+            if not quantiser.started:
+                quantiser.start(_latents(codec, [batch(32) for _ in range(16)]))
+            quantised, commit, used = quantiser(latents)
         back = codec.decoder(quantised)[..., :SEGMENT]
         distance, convergence = mel(back[:, 0], clip[:, 0])
         noise = ((back - clip).pow(2).mean() / clip.pow(2).mean()).log()  # minus the SNR, in nepers x 2
-        loss = args.snr * noise + args.mel * distance + convergence + 0.25 * commit
+        late = share > 0.6  # pitch first, then the spectrum
+        loss = args.snr[late] * noise + args.mel[late] * distance + convergence + 0.25 * commit
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(codec.parameters(), 3.0)

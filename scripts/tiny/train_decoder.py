@@ -2,16 +2,19 @@
 
     python scripts/tiny/train_decoder.py --minutes 35      # resumes from build/tiny/decoder.pt
 
-MusicGen as published (arXiv:2306.05284): T5 text encoder, cross-attention, four codebooks in the delay
-pattern, one cross-entropy over all books. A fifth of the captions is dropped, so that guidance means
-something. Text encoder and decoder learn together.
+MusicGen as published (arXiv:2306.05284): T5 text encoder, cross-attention, the codebooks in the delay pattern,
+one cross-entropy over all books. A fifth of the captions is dropped, so that guidance means something, and every
+clip is told in several captions drawn from what it is. Text encoder and decoder learn together; matrices inside
+the layers by Muon (K. Jordan et al. 2024, as in torch.optim), everything else by AdamW.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +29,13 @@ from transformers import (
     T5Config,
 )
 
+from alignment.simulation.captions import Attributes, draw_asked, is_reserved, write_caption
 from scripts.tiny.common import BUILD, Progress, load_split, load_state, save_facts, save_state, to_float
+from scripts.tiny.train_codec import BOOKS, CODES
 
-PAD = 512  # the codec has codes 0..511
+PAD = CODES  # the codec has codes 0..511
+LAYERS, WIDTH = 4, 192
+TELLINGS = 6  # captions a clip
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -61,11 +68,11 @@ def build_model(codec: EncodecModel, vocabulary: int) -> MusicgenForConditionalG
     )
     decoder = MusicgenDecoderConfig(
         vocab_size=PAD,
-        hidden_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        ffn_dim=768,
-        num_codebooks=4,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=3,
+        ffn_dim=4 * WIDTH,
+        num_codebooks=BOOKS,
         audio_channels=1,
         dropout=0.0,
         attention_dropout=0.0,
@@ -84,8 +91,22 @@ def build_model(codec: EncodecModel, vocabulary: int) -> MusicgenForConditionalG
     for generation in (model.generation_config, model.decoder.generation_config):
         generation.decoder_start_token_id = PAD
         generation.pad_token_id = generation.bos_token_id = PAD
-        generation.do_sample, generation.guidance_scale, generation.max_length = True, 3.0, 203
+        generation.do_sample, generation.guidance_scale, generation.max_length = True, 3.0, 250 + BOOKS - 1
     return model
+
+
+def tell(rows: list[dict[str, Any]], seed: int) -> list[list[str]]:
+    """TELLINGS captions of each clip: its own, and others drawn from its attributes, none of them reserved."""
+    rng = random.Random(seed)
+    out = []
+    for row in rows:
+        attributes, texts = Attributes(**row["tags"]), [row["text"]]
+        while len(texts) < TELLINGS:
+            text = write_caption(draw_asked(attributes, rng), rng)
+            if not is_reserved(text):
+                texts.append(text)
+        out.append(texts)
+    return out
 
 
 @torch.no_grad()
@@ -144,7 +165,8 @@ def main() -> None:
     codec = EncodecModel.from_pretrained(BUILD / "codec").eval()
     codes = torch.from_numpy(encode_split(codec, "train", BUILD / "codes_train.npy"))
     valid = torch.from_numpy(encode_split(codec, "valid", BUILD / "codes_valid.npy"))
-    texts = [row["text"] for row in load_split("train")[1]]
+    told = tell(load_split("train")[1], args.seed)
+    texts = [text for texts in told for text in texts]
     valid_texts = [row["text"] for row in load_split("valid")[1]]
     tokenizer = build_tokenizer(texts)
     model = build_model(codec, len(tokenizer))
@@ -152,26 +174,34 @@ def main() -> None:
     print(
         f"{sum(p.numel() for p in trainable) / 1e6:.2f} M trained parameters, vocabulary {len(tokenizer)}", flush=True
     )
-    optimizer = torch.optim.AdamW(trainable, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    inside = [p for name, p in model.named_parameters() if p.requires_grad and p.ndim == 2 and ".layers." in name]
+    known = {id(p) for p in inside}
+    optimizers = [
+        torch.optim.Muon(inside, lr=args.lr, momentum=0.95, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [p for p in trainable if id(p) not in known], lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05
+        ),
+    ]
     step, trained = 0, 0.0
     if state := load_state(args.checkpoint):
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         step, trained = state["step"], state["trained_s"]
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     valid_tokens = tokenizer(valid_texts, padding=True, return_tensors="pt")
     progress, limit, began, resumed = Progress(50), args.minutes * 60, time.time(), trained
 
     def save() -> None:
-        save_state(
-            args.checkpoint, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, trained_s=trained
-        )
+        kept = [optimizer.state_dict() for optimizer in optimizers]
+        save_state(args.checkpoint, model=model.state_dict(), optimizers=kept, step=step, trained_s=trained)
 
     model.train()
     model.audio_encoder.eval()
     while trained < limit:
         share = trained / limit
-        for group in optimizer.param_groups:  # warm up over 200 steps, then a cosine to a fiftieth
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            # Warm up over 200 steps, then a cosine to a fiftieth.
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * max(0.02, 0.5 * (1 + np.cos(np.pi * share)))
         # Half the time on short stretches from anywhere, twice as many: captions are learnt a clip at a time.
         short = share < args.short
@@ -180,17 +210,19 @@ def main() -> None:
         start = int(torch.randint(codes.shape[-1] // 2 + 1, (1,))) if short else 0
         clip = codes[rows][..., start : start + codes.shape[-1] // 2] if short else codes[rows]
         keep = (torch.rand(size) > 0.2).long()
+        telling = rows * TELLINGS + torch.randint(TELLINGS, (size,))
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             books = loss_by_book(
-                model, {k: tokens[k][rows] for k in ("input_ids", "attention_mask")}, clip.long(), keep
+                model, {k: tokens[k][telling] for k in ("input_ids", "attention_mask")}, clip.long(), keep
             )
-        optimizer.zero_grad()
+        model.zero_grad()
         books.mean().backward()
         nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         trained = resumed + time.time() - began
-        progress(step, loss=books.mean().detach(), book0=books[0].detach(), book3=books[3].detach())
+        progress(step, loss=books.mean().detach(), book0=books[0].detach(), book_last=books[-1].detach())
         if step % 250 == 0:
             with torch.no_grad():
                 part = {k: valid_tokens[k][:64] for k in ("input_ids", "attention_mask")}

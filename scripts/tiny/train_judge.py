@@ -2,9 +2,10 @@
 
     python scripts/tiny/train_judge.py --epochs 14
 
-The judge hears each clip clean, through the codec, and with a share of its codes replaced at random, which is
-how a music model fails; cleanliness is one minus twice that share. Its accuracy on held-out renders and on
-their reconstructions is the gate of the codec: what is lost here no decoder can learn.
+The judge hears each clip as rendered and through the codec with a share of its codes replaced (at random, or by
+codes from elsewhere in the clip), which is how a music model fails; twice that share is the clip's roughness, and
+noise, clipping and muffling are those the renderer put in. Its accuracy on held-out renders and on their
+reconstructions is the gate of the codec: what is lost here no decoder can learn.
 """
 
 from __future__ import annotations
@@ -20,27 +21,12 @@ from torch import nn
 from transformers import EncodecModel
 
 from alignment.simulation.captions import ATTRIBUTE_VALUES
-from alignment.simulation.judge import WEIGHTS, Judge, JudgeNetwork, read_share, spectrogram
-from scripts.tiny.common import BUILD, load_split, to_float
+from alignment.simulation.judge import HEARD_FAULTS, WEIGHTS, Judge, JudgeNetwork, read_share, spectrogram
+from scripts.tiny.common import BUILD, corrupt, decode_codes, load_split, to_float
+from scripts.tiny.train_decoder import encode_split
 
 MOST_CORRUPTED = 0.5
 GATE = 0.6
-
-
-@torch.no_grad()
-def through_codec(codec: EncodecModel, audio: np.ndarray, corrupted: np.ndarray, seed: int) -> np.ndarray:
-    """Audio (N, samples) int16 encoded and decoded, ``corrupted`` (N,) of each clip's codes replaced."""
-    generator = torch.Generator().manual_seed(seed)
-    out = np.empty(audio.shape, dtype=np.int16)
-    for start in range(0, len(audio), 32):
-        clip = to_float(audio[start : start + 32])[:, None]
-        codes = codec.encode(clip, bandwidth=2.0).audio_codes
-        noise = torch.randint(0, 512, codes.shape, generator=generator)
-        share = torch.tensor(corrupted[start : start + 32], dtype=torch.float32)[None, :, None, None]
-        codes = torch.where(torch.rand(codes.shape, generator=generator) < share, noise, codes)
-        back = codec.decode(codes, [None]).audio_values[:, 0, : audio.shape[1]]
-        out[start : start + 32] = (back.clamp(-1, 1) * 32767).to(torch.int16).numpy()
-    return out
 
 
 def spectra(audio: np.ndarray) -> torch.Tensor:
@@ -58,8 +44,11 @@ def main() -> None:
     audio, rows = load_split("judge")
     began = time.time()
     share = np.where(rng.random(len(audio)) < 0.4, 0.0, rng.uniform(0, MOST_CORRUPTED, len(audio)))
-    heard = torch.cat([spectra(audio), spectra(through_codec(codec, audio, share, args.seed))])
-    clean = torch.tensor(np.concatenate([np.ones(len(audio)), 1 - share / MOST_CORRUPTED]), dtype=torch.float32)
+    codes = encode_split(codec, "judge", BUILD / "codes_judge.npy")
+    heard = torch.cat([spectra(audio), spectra(decode_codes(codec, corrupt(codes, share, rng)))])
+    recorded = np.array([[row["faults"].get(name, 0.0) for name in HEARD_FAULTS[:3]] for row in rows])
+    rough = np.concatenate([np.zeros(len(audio)), share / MOST_CORRUPTED])
+    faults = torch.tensor(np.column_stack([np.tile(recorded, (2, 1)), rough]), dtype=torch.float32)
     labels = {
         name: torch.tensor([values.index(row["tags"][name]) for row in rows] * 2)
         for name, values in ATTRIBUTE_VALUES.items()
@@ -75,11 +64,11 @@ def main() -> None:
         for rows_now in order.split(64):
             spectrum = heard[rows_now].float()
             shift = int(torch.randint(-3, 4, (1,)))  # a few quarter-tones either way
-            logits, cleanliness = network(spectrum.roll(2 * shift, 1))
+            logits, flawed = network(spectrum.roll(2 * shift, 1))
             loss = sum(
                 nn.functional.cross_entropy(logits[n], labels[n][rows_now], label_smoothing=0.05) for n in labels
             )
-            loss = loss + 4 * nn.functional.mse_loss(cleanliness, clean[rows_now])
+            loss = loss + 16 * nn.functional.mse_loss(flawed, faults[rows_now])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -102,10 +91,17 @@ def main() -> None:
         "training_clips": len(audio),
         "test_clips": len(test),
     }
+    codes = encode_split(codec, "test", BUILD / "codes_test.npy")
+    clean = np.array([not row["faults"] for row in test_rows])
     for name, level in (("real", None), ("reconstructed", 0.0), ("corrupted_20", 0.2), ("corrupted_50", 0.5)):
-        wave = np.asarray(test) if level is None else through_codec(codec, test, np.full(len(test), level), 99)
-        judged = judge(to_float(wave).numpy())
-        facts[name] = {**read_share(judged, tags), "cleanliness": float(np.mean([j.cleanliness for j in judged]))}
+        changed = codes if not level else corrupt(codes, np.full(len(codes), level), rng)
+        judged = judge(to_float(np.asarray(test) if level is None else decode_codes(codec, changed)).numpy())
+        heard_of = np.array([j.cleanliness for j in judged])
+        facts[name] = {
+            **read_share(judged, tags),
+            "cleanliness": float(heard_of[clean].mean()),  # of recordings without a flaw
+            "tells_flawed": area_under_curve(heard_of[clean], heard_of[~clean]),
+        }
         print(name, facts[name], flush=True)
     facts["train_seconds"] = round(time.time() - began)
     (WEIGHTS / "judge.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -115,6 +111,11 @@ def main() -> None:
             f"The codec loses {', '.join(lost)}: the judge reads less than {GATE:.0%} of it, above chance, from "
             "reconstructions. Train the codec longer before the decoder."
         )
+
+
+def area_under_curve(higher: np.ndarray, lower: np.ndarray) -> float:
+    """Chance that a clip of the first group scores above one of the second (Mann and Whitney 1947)."""
+    return float(np.mean(higher[:, None] > lower) + 0.5 * np.mean(higher[:, None] == lower))
 
 
 def lost_in_codec(real: dict[str, float], reconstructed: dict[str, float]) -> list[str]:
