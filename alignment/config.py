@@ -105,7 +105,8 @@ class ExpertSettings(Recipe):
 
 
 class AlignSettings(Recipe):
-    """How the aligned version is made; fixed before any comparison is looked at."""
+    """How the aligned version is made; fixed before any comparison is looked at. The first stage makes the adapter;
+    later ones go on with it, whatever LoRA their own settings name."""
 
     method: Literal["dpo", "expert", "dpo_after_expert"] = Field("dpo", description="the headline version's training")
     rounds: int = Field(1, ge=1, le=4, description="each further one trains on fresh clips of the policy so far")

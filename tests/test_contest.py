@@ -31,6 +31,10 @@ class Heard:
     cleanliness: float
 
     @property
+    def faults(self):
+        return {"noise": 1 - self.cleanliness, "clipping": 0.0}
+
+    @property
     def attributes(self):
         return {name: dict.fromkeys(values, 1 / len(values)) for name, values in ATTRIBUTE_VALUES.items()}
 
@@ -90,6 +94,8 @@ def test_judge_reward_is_the_panels_mean_utility_and_hears_no_clip_twice(sqlite_
     weights = [listener.profile.cleanliness_weight for listener in panel._members]
     assert gained == pytest.approx([0.5 * np.mean(weights)] * 3)  # all else is equal
     assert len(panel._members) == 5
+    found = methods.judged(panel, "tuned", "tuned", filled.prompts, tuned).figures()
+    assert (found["fault_noise"], found["fault_clipping"]) == (pytest.approx(0.1), 0.0)
 
 
 def test_best_of_n_chooses_from_the_first_n_of_one_pool_and_only_the_largest_meets_the_base(
@@ -123,6 +129,7 @@ def contestant(name: str, cleanliness: float, adherence: float, rate: float | No
     jitter = 0.01 * np.sin(np.arange(40))
     return Contestant(
         name, name, {}, np.zeros(40), adherence + 0 * jitter, cleanliness + jitter,
+        faults={"noise": 1 - cleanliness - jitter, "clipping": 0 * jitter},
         rate=None if rate is None else SimpleNamespace(value=rate),
     )  # fmt: skip
 
@@ -132,6 +139,7 @@ def contestant(name: str, cleanliness: float, adherence: float, rate: float | No
     [
         (0.7, 0.5, "cleanliness +0.100 [+0.100, +0.100], adherence +0.000"),
         (0.7, 0.5, "What improved is cleaner sound."),
+        (0.7, 0.5, "Faults that changed: noise -0.100 [-0.100, -0.100]. Beside it"),
         (0.7, 0.6, "What improved is cleaner sound and following captions."),
         (0.6, 0.4, "Neither is shown to have improved."),
     ],

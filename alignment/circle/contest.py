@@ -82,3 +82,9 @@ class Panel:
         """(P,): how clean the judge hears each prompt's clip, in [0, 1]."""
         self.hear([clips[prompt.id] for prompt in prompts])
         return np.array([self.heard[clips[p.id].audio_sha256].cleanliness for p in prompts])
+
+    def faults(self, prompts: Sequence[Prompt], clips: ClipOf) -> dict[str, np.ndarray]:
+        """Each fault that the judge knows, (P,), from 0, none, to 1."""
+        self.hear([clips[prompt.id] for prompt in prompts])
+        heard = [self.heard[clips[p.id].audio_sha256].faults for p in prompts]
+        return {name: np.array([faults[name] for faults in heard]) for name in heard[0]}

@@ -171,12 +171,18 @@ def carries(turned: Turned) -> str:
         changes.append(f"{name} {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
         if found.low > 0:
             better.append(words)
+    heard = []
+    for name in base.faults:
+        found = bootstrap_mean(headline.faults[name] - base.faults[name])
+        if found.high < 0 or found.low > 0:
+            heard.append(f"{name} {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+    faults = f" Faults that changed: {', '.join(heard)}." if heard else ""
     carried = f"What improved is {' and '.join(better)}." if better else "Neither is shown to have improved."
     rivals = [c for c in turned.met if c is not headline]
     beside = "; ".join(f"{c.label} {100 * c.rate.value:.1f}%" for c in rivals)
     return (
         f"To the gold judge, {headline.label} against the base: {', '.join(changes)} (paired by prompt, n = "
-        f"{len(headline.reward)}). {carried} Beside it, by the same listeners: {beside}."
+        f"{len(headline.reward)}). {carried}{faults} Beside it, by the same listeners: {beside}."
     )
 
 

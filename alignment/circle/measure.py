@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,8 @@ def diversity_of(ws: Workspace, prompts: Sequence[Prompt], clips: Clips) -> Inte
 class Contestant:
     """One way to sing the held-out prompts, one clip a prompt, and what was measured of it.
 
-    ``reward``, ``adherence`` and ``cleanliness`` are the judge's, (P,), in the order of the prompts. ``kl_bound`` is
-    the bound in nats a clip where KL is not estimated (best-of-N); the base has neither."""
+    ``reward``, ``adherence``, ``cleanliness`` and each of ``faults`` are the judge's, (P,), in the order of the
+    prompts. ``kl_bound`` is the bound in nats a clip where KL is not estimated (best-of-N); the base has neither."""
 
     name: str
     label: str
@@ -61,6 +61,7 @@ class Contestant:
     reward: np.ndarray
     adherence: np.ndarray
     cleanliness: np.ndarray
+    faults: Mapping[str, np.ndarray] = field(default_factory=dict)
     rate: WinRate | None = None
     kl: KlEstimate | None = None
     kl_bound: float | None = None
@@ -78,6 +79,7 @@ class Contestant:
         }.items():  # fmt: skip
             out[key] = found.value if found else None
             out[f"{key}_low"], out[f"{key}_high"] = (found.low, found.high) if found else (None, None)
+        out |= {f"fault_{name}": float(values.mean()) for name, values in self.faults.items()}
         out["kl_bound_nats"] = self.kl_bound
         out["votes"], out["decisive_votes"] = (self.rate.votes, self.rate.decisive) if self.rate else (None, None)
         out["verdict"] = self.rate.verdict if self.rate else None

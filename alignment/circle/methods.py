@@ -82,4 +82,4 @@ def judged(
 ) -> Contestant:
     """The contestant as the gold judge hears it."""
     heard = (panel.rewards(prompts, clips), panel.adherence(prompts, clips), panel.cleanliness(prompts, clips))
-    return Contestant(name, label, dict(clips), *heard, **more)
+    return Contestant(name, label, dict(clips), *heard, faults=panel.faults(prompts, clips), **more)

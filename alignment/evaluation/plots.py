@@ -166,7 +166,7 @@ def kl_chart(
     for tick in (0, 1, 4, 10, 25, 50, 100, 200, 400, 800):
         if tick <= most and (tick == 0 or math.sqrt(tick / most) > 0.08):
             parts.append(f'<text class="tick" x="{x(tick)}" y="{height - 4}" text-anchor="middle">{tick}</text>')
-    for number_, (kl, interval, name, css) in enumerate(sorted(points, key=lambda p: p[0])):
+    for rank, (kl, interval, name, css) in enumerate(sorted(points, key=lambda p: p[0])):
         at = x(kl)
         if math.isfinite(interval.low) and math.isfinite(interval.high):
             parts.append(
@@ -177,7 +177,7 @@ def kl_chart(
             f'<circle class="point {css}" cx="{at}" cy="{y(interval.value)}" r="5"><title>{escape(title)}</title>'
             "</circle>"
         )
-        shift = -9 if number_ % 2 else 15  # neighbours' names stand above and below
+        shift = -9 if rank % 2 else 15  # neighbours' names stand above and below
         parts.append(f'<text class="name" x="{at}" dx="8" y="{y(interval.value) + shift}">{escape(name)}</text>')
     parts.append(f'<text class="tick" x="100%" y="{height - 4}" text-anchor="end">nats</text></svg>')
     caption = f'<p class="chart-note">{escape(note)}</p>' if note else ""
