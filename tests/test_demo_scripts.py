@@ -147,6 +147,15 @@ def test_a_grid_is_the_product_of_its_values_and_its_faults_are_told_before_anyt
         assert said in capsys.readouterr().err and not out.exists()
 
 
+def test_the_shipped_points_are_recipes_each_of_its_own() -> None:
+    import yaml
+
+    points = yaml.safe_load((demo_run.ROOT / "scripts" / "sweep_points.yaml").read_text())
+    made = [sweep_demo.settings_of(demo_run.ROOT / "configs" / "tiny.yaml", 0, point) for point in points]
+    assert len(points) >= 15 and len({sweep_demo.name_of(point) for point in points}) == len(points)
+    assert {settings.align.method for settings in made} == {"dpo", "expert", "dpo_after_expert"}
+
+
 def test_a_failed_run_is_named_and_the_others_still_run(recipe: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(check_demo, "call", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no room left")))
     arguments = ["--seeds", "1", "2", "--config", str(recipe), "--out", str(tmp_path / "x"), "--json"]
