@@ -38,7 +38,7 @@ def test_the_best_k_meet_the_worst_k_best_against_worst() -> None:
 def test_a_pair_needs_a_difference_that_the_ensemble_agrees_on() -> None:
     codes = np.zeros((2, 2, 1, 1), dtype=int)
     # Differences of the three members: 3, 2, 1 (mean 2, deviation 0.816) and 5, 2, -1 (mean 2, deviation 2.449).
-    members = np.array([[[3.0, 0.0], [5.0, 0.0]], [[2.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]]])
+    members = np.array([[[6.0, 3.0], [5.0, 0.0]], [[4.0, 2.0], [2.0, 0.0]], [[2.0, 1.0], [-1.0, 0.0]]])
     scores = members.mean(0)
 
     def kept(margin: float) -> list[str]:
