@@ -59,6 +59,12 @@ def delay_pattern(codebooks: int, frames: int) -> Any:
     return patterns.DelayedPatternProvider(n_q=codebooks).get_pattern(frames)
 
 
+def conditioning_attributes() -> type:
+    """audiocraft's own ConditioningAttributes, what its ``generate`` takes a prompt in."""
+    import_audiocraft()
+    return importlib.import_module("audiocraft.modules.conditioners").ConditioningAttributes
+
+
 def to_audiocraft(model: MusicModel) -> nn.Module:
     """audiocraft's LMModel with the base's weights. It hears text through ``condition_tensors`` only."""
     lm = import_audiocraft()

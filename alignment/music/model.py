@@ -38,6 +38,7 @@ class MusicModel:
         self.hf, self.tokenizer, self.source = hf, tokenizer, source
         self.peft: PeftModel | None = None
         self.text_cache: dict[str, Tensor] = {}
+        self.packed: dict[str, Any] = {}  # the base's weights as rollouts multiply by them
         self._reference_depth = 0
         hf.requires_grad_(False)
         hf.eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignment.domain import GenerationConfig
 from alignment.errors import DataError
 from alignment.music.delay import delay_values, delayed_steps, prediction_mask, undo_delay
-from alignment.music.distribution import draw, guide
+from alignment.music.distribution import draw
 from alignment.music.model import MusicModel
 from alignment.music.step import DecoderStep
 from alignment.music.text import TextBatch, encode_prompts
@@ -48,13 +48,13 @@ def sample(
     parts = []
     with torch.no_grad():
         step = DecoderStep(model, delayed_steps(frames, model.codebooks))
+    with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
             parts.append(_rollout(model, step, text.rows(rows), _uniforms(model, seeds[rows], frames), generation))
-    if not parts:
-        empty = torch.zeros(0, model.codebooks, frames)
-        return Rollout(empty.long(), empty)
-    return Rollout(torch.cat([codes for codes, _ in parts]), torch.cat([logprobs for _, logprobs in parts]))
+    codes = torch.cat([codes for codes, _ in parts]) if parts else torch.zeros(0, model.codebooks, frames).long()
+    logprobs = torch.cat([logprobs for _, logprobs in parts]) if parts else torch.zeros(0, model.codebooks, frames)
+    return Rollout(codes, logprobs)  # made outside inference mode, so that training may use them
 
 
 def _uniforms(model: MusicModel, seeds: Sequence[int], frames: int) -> Tensor:
@@ -68,17 +68,13 @@ def _rollout(
     model: MusicModel, step: DecoderStep, text: TextBatch, uniforms: Tensor, generation: GenerationConfig
 ) -> tuple[Tensor, Tensor]:
     batch, codebooks, frames = uniforms.shape
-    guided = generation.guidance != 1.0
     # Step first: each step then works on contiguous memory.
     drawn = delay_values(uniforms, 0.5).permute(2, 0, 1).contiguous().to(model.device)  # (S, B, K)
     counts = prediction_mask(frames, codebooks).T[:, None].to(model.device)  # (S, 1, K)
     read = torch.full((batch, codebooks), model.pad, device=model.device)
     codes, logprobs = drawn.new_zeros(drawn.shape, dtype=torch.int64), torch.zeros_like(drawn)
-    step.start(text, guided=guided)
+    step.start(text, generation.guidance)
     for s in range(len(drawn)):
-        logits = step(read, s)  # (B, K, V), or (2B, K, V) with the unconditional half below
-        if guided:
-            logits = guide(logits[:batch], logits[batch:], generation.guidance)
-        codes[s], logprobs[s] = draw(logits, drawn[s], generation)
+        codes[s], logprobs[s] = draw(step(read, s), drawn[s], generation)
         read = torch.where(counts[s], codes[s], model.pad)
     return undo_delay(codes.permute(1, 2, 0)).cpu(), undo_delay(logprobs.permute(1, 2, 0)).cpu()

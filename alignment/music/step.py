@@ -1,12 +1,13 @@
 """One decoder step with fixed buffers: the transformers decoder's arithmetic without its overhead.
 
-Per rollout the adapter is merged once into copies of the weights, q, k and v become one product, the K
-embeddings and the K heads become one table each, prompts' keys and values are computed once, and the
+Per rollout the adapter is merged once into weights packed for products of few rows, q, k and v become one product,
+the K embeddings and the K heads become one table each, prompts' keys and values are computed once, and the
 unconditional half of guidance skips cross-attention, whose contribution there is exactly zero.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,27 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignment.music.adapter import effective_weight
+from alignment.music.distribution import guide
+from alignment.music.linear import Product, pack_layers
 from alignment.music.text import TextBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from alignment.music.model import MusicModel
+
+BLOCK = 16  # steps of self-attention cache made at a time on a CPU, and the least length of a prompt
 
 
 @dataclass
 class _Layer:
-    self_norm: nn.LayerNorm
-    self_qkv: Tensor  # (3D, D), q already scaled
-    self_out: Tensor
-    cross_norm: nn.LayerNorm
-    cross_q: Tensor  # already scaled
-    cross_kv: Tensor  # (2D, D)
-    cross_out: Tensor
-    final_norm: nn.LayerNorm
-    fc1: Tensor
-    fc2: Tensor
+    self_norm: Callable[[Tensor], Tensor]
+    self_qkv: Product  # outputs ordered head by head: q, k and v of head 0, of head 1 ...
+    self_out: Product
+    cross_norm: Callable[[Tensor], Tensor]
+    cross_q: Product
+    cross_kv: Product
+    cross_out: Product
+    final_norm: Callable[[Tensor], Tensor]
+    fc1: Product
+    fc2: Product
     activation: Callable[[Tensor], Tensor]
 
 
@@ -45,84 +47,101 @@ class DecoderStep:
         decoder = model.hf.decoder.model.decoder
         self.steps, self.width, self.heads = steps, model.width, model.hf.config.decoder.num_attention_heads
         self.codebooks, self.codebook_size = model.codebooks, model.codebook_size
-        self.layers = [_gather(layer) for layer in decoder.layers]
-        self.norm = decoder.layer_norm
+        self.scale = decoder.layers[0].self_attn.scaling
+        by_head = torch.arange(3 * self.width, device=model.device).view(3, self.heads, -1).transpose(0, 1).flatten()
+        self.layers = [_gather(model, layer, index, by_head) for index, layer in enumerate(decoder.layers)]
+        self.norm = _norm(decoder.layer_norm)
+        self.head = pack_layers(model.packed, "heads", list(model.hf.decoder.lm_heads))  # (rows, D) to (rows, K * V)
         self.table = torch.cat([embedding.weight for embedding in decoder.embed_tokens])  # (K * (V + 1), D)
         rows = [embedding.weight.shape[0] for embedding in decoder.embed_tokens]
         self.offsets = torch.tensor([sum(rows[:k]) for k in range(len(rows))], device=model.device)
-        self.head = torch.cat([head.weight for head in model.hf.decoder.lm_heads])  # (K * V, D)
         blank = torch.zeros(1, 1, steps, dtype=torch.int64, device=model.device)
         self.positions = decoder.embed_positions(blank).to(self.table)  # (S, D)
 
-    def start(self, text: TextBatch, *, guided: bool) -> None:
-        """Begin a rollout of len(text) clips; ``guided`` doubles the rows with an unconditional half below."""
-        self.conditional = len(text)
-        rows = self.conditional * (2 if guided else 1)
-        size = self.width // self.heads
-        self.row_shape, self.guided = (rows, self.heads, size), guided
-        new = self.table.new_empty
-        self.keys = [new(rows, self.heads, self.steps, size) for _ in self.layers]
-        self.values = [new(rows, self.heads, self.steps, size) for _ in self.layers]
-        self.bias = torch.zeros(text.mask.shape, dtype=self.table.dtype, device=self.table.device)
-        self.bias = self.bias.masked_fill(text.mask == 0, float("-inf"))[:, None, None]  # (B, 1, 1, L)
+    def start(self, text: TextBatch, guidance: float = 1.0) -> None:
+        """Begin a rollout of len(text) clips; guidance other than 1 doubles the rows, the unconditional half below."""
+        self.clips, self.guidance = len(text), guidance
+        rows, size = self.clips * (1 if guidance == 1.0 else 2), self.width // self.heads
+        self.cache = [self.table.new_zeros(2, rows * self.heads, 0, size) for _ in self.layers]  # keys, values
+        # Torch multiplies matrices below some 400 products in a plain loop, twice as slow as somewhat larger ones.
+        extra = (0, max(0, BLOCK - text.mask.shape[1]))
+        prompt, mask = F.pad(text.hidden, (0, 0, *extra)), F.pad(text.mask, extra)  # (B, L, D), (B, L)
         self.cross = []
         for layer in self.layers:
-            keys, values = F.linear(text.hidden, layer.cross_kv).chunk(2, dim=-1)  # (B, L, D) each
-            split = [part.unflatten(-1, (self.heads, size)).transpose(1, 2).contiguous() for part in (keys, values)]
-            self.cross.append((split[0].transpose(2, 3), split[1]))  # (B, H, d, L), (B, H, L, d)
+            both = layer.cross_kv(prompt.flatten(0, 1)).view(self.clips, -1, 2, self.heads, size)
+            keys, values = both.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind()  # (B * H, L, d) each
+            self.cross.append((keys.transpose(1, 2), values))
+        bias = torch.zeros_like(mask, dtype=self.table.dtype).masked_fill(mask == 0, float("-inf"))
+        self.bias = bias.repeat_interleave(self.heads, dim=0)[:, None]  # (B * H, 1, L)
 
     def __call__(self, read: Tensor, s: int) -> Tensor:
-        """Logits (rows, K, V) of step ``s`` from the codes read there, (B, K) int64."""
+        """Logits (B, K, V) of step ``s``, guided if the rollout is, from the codes read there, (B, K) int64."""
         hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
-        if self.guided:
+        if self.guidance != 1.0:
             hidden = torch.cat([hidden, hidden])
-        for index, layer in enumerate(self.layers):
-            hidden = hidden + self._self_attention(layer, index, _norm(layer.self_norm, hidden), s)
-            asking = hidden[: self.conditional]
-            heard = self._cross_attention(layer, index, _norm(layer.cross_norm, asking))
-            if self.guided:
-                hidden = torch.cat([asking + heard, hidden[self.conditional :]])
-            else:
-                hidden = asking + heard
-            inner = layer.activation(F.linear(_norm(layer.final_norm, hidden), layer.fc1))
-            hidden = hidden + F.linear(inner, layer.fc2)
-        logits = F.linear(_norm(self.norm, hidden), self.head)
-        return logits.view(-1, self.codebooks, self.codebook_size)
+        heard = hidden[: self.clips]  # a view: only these rows hear the prompt
+        if s == self.cache[0].shape[2]:
+            self._grow(s)
+        self.unwritten[s] = 0
+        for layer, cache, cross in zip(self.layers, self.cache, self.cross, strict=True):
+            hidden += self._self_attention(layer, cache, layer.self_norm(hidden), s)
+            heard += self._cross_attention(layer, cross, layer.cross_norm(heard))
+            hidden += layer.fc2(layer.activation(layer.fc1(layer.final_norm(hidden))))
+        hidden = self.norm(hidden)
+        if self.guidance != 1.0:
+            # The heads are linear and have no bias: guiding what they read guides the logits, at half the cost.
+            hidden = guide(hidden[: self.clips], hidden[self.clips :], self.guidance)
+        return self.head(hidden).view(-1, self.codebooks, self.codebook_size)
 
-    def _self_attention(self, layer: _Layer, index: int, hidden: Tensor, s: int) -> Tensor:
-        query, key, value = F.linear(hidden, layer.self_qkv).chunk(3, dim=-1)
-        keys, values = self.keys[index], self.values[index]
-        keys[:, :, s] = key.view(self.row_shape)
-        values[:, :, s] = value.view(self.row_shape)
-        scores = torch.matmul(query.view(self.row_shape)[:, :, None], keys[:, :, : s + 1].transpose(2, 3))
-        mixed = torch.matmul(scores.softmax(dim=-1), values[:, :, : s + 1])  # (rows, H, 1, d)
-        return F.linear(mixed.reshape(-1, self.width), layer.self_out)
+    def _grow(self, s: int) -> None:
+        """Room for the steps from ``s``. Elsewhere than on a CPU all of it at once, so that shapes stay the same.
 
-    def _cross_attention(self, layer: _Layer, index: int, hidden: Tensor) -> Tensor:
-        keys, values = self.cross[index]
-        query = F.linear(hidden, layer.cross_q).view(-1, *self.row_shape[1:])[:, :, None]
-        scores = torch.matmul(query, keys) + self.bias
-        return F.linear(torch.matmul(scores.softmax(dim=-1), values).reshape(-1, self.width), layer.cross_out)
+        Attention reads whole buffers and masks what is not written yet: on a CPU, products of whole contiguous
+        matrices take half the time of products of their first rows, more than the masked rows cost."""
+        room = min(s + max(BLOCK, s // 8), self.steps) if self.table.device.type == "cpu" else self.steps
+        for index, cache in enumerate(self.cache):
+            grown = cache.new_empty(*cache.shape[:2], room, cache.shape[3])
+            grown[:, :, :s], grown[:, :, s:] = cache, 0  # what was there before might not be finite
+            self.cache[index] = grown
+        self.unwritten = self.table.new_full((room,), float("-inf"))
+        self.unwritten[:s] = 0
+
+    def _self_attention(self, layer: _Layer, cache: Tensor, hidden: Tensor, s: int) -> Tensor:
+        qkv = layer.self_qkv(hidden).view(cache.shape[1], 3, -1)  # (rows * H, 3, d)
+        cache[:, :, s] = qkv[:, 1:].transpose(0, 1)
+        keys, values = cache.unbind()  # (rows * H, room, d) each
+        scores = torch.baddbmm(self.unwritten, qkv[:, :1], keys.transpose(1, 2), alpha=self.scale)
+        return layer.self_out(torch.bmm(scores.softmax(dim=-1), values).view(-1, self.width))
+
+    def _cross_attention(self, layer: _Layer, cross: tuple[Tensor, Tensor], hidden: Tensor) -> Tensor:
+        keys, values = cross
+        query = layer.cross_q(hidden).view(keys.shape[0], 1, -1)
+        scores = torch.baddbmm(self.bias, query, keys, alpha=self.scale)
+        return layer.cross_out(torch.bmm(scores.softmax(dim=-1), values).view(-1, self.width))
 
 
-def _gather(layer: nn.Module) -> _Layer:
+def _gather(model: MusicModel, layer: nn.Module, index: int, by_head: Tensor) -> _Layer:
+    def packed(*parts: nn.Module, order: Tensor | None = None) -> Product:
+        return pack_layers(model.packed, f"{index}.{names[parts[0]]}", parts, order)
+
+    names = {module: name for name, module in layer.named_modules()}
     own, text = layer.self_attn, layer.encoder_attn
     return _Layer(
-        self_norm=layer.self_attn_layer_norm,
-        self_qkv=torch.cat(
-            [effective_weight(own.q_proj) * own.scaling, effective_weight(own.k_proj), effective_weight(own.v_proj)]
-        ),
-        self_out=effective_weight(own.out_proj),
-        cross_norm=layer.encoder_attn_layer_norm,
-        cross_q=effective_weight(text.q_proj) * text.scaling,
-        cross_kv=torch.cat([effective_weight(text.k_proj), effective_weight(text.v_proj)]),
-        cross_out=effective_weight(text.out_proj),
-        final_norm=layer.final_layer_norm,
-        fc1=effective_weight(layer.fc1),
-        fc2=effective_weight(layer.fc2),
+        self_norm=_norm(layer.self_attn_layer_norm),
+        self_qkv=packed(own.q_proj, own.k_proj, own.v_proj, order=by_head),
+        self_out=packed(own.out_proj),
+        cross_norm=_norm(layer.encoder_attn_layer_norm),
+        cross_q=packed(text.q_proj),
+        cross_kv=packed(text.k_proj, text.v_proj),
+        cross_out=packed(text.out_proj),
+        final_norm=_norm(layer.final_layer_norm),
+        fc1=packed(layer.fc1),
+        fc2=packed(layer.fc2),
         activation=layer.activation_fn,
     )
 
 
-def _norm(norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
-    return F.layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """The layer as a function: looking a module's parameters up costs as much as normalising a few rows."""
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+    return lambda hidden: torch.layer_norm(hidden, shape, weight, bias, eps)

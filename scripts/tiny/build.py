@@ -27,8 +27,9 @@ def install(target: Path = TARGET) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec-minutes", default="22")
-    parser.add_argument("--decoder-minutes", default="60")
+    parser.add_argument("--codec-minutes", default="27")
+    parser.add_argument("--polish-minutes", default="14")
+    parser.add_argument("--decoder-minutes", default="52")
     parser.add_argument("--clap-minutes", default="9")
     args = parser.parse_args()
 
@@ -39,6 +40,7 @@ def main() -> None:
     if not (BUILD / "data" / "test.jsonl").exists():
         run("render")
     run("train_codec", "--minutes", args.codec_minutes)
+    run("train_codec", "--polish", args.polish_minutes)
     run("train_judge")  # the gate: read its accuracy on reconstructions before going on
     run("train_decoder", "--minutes", args.decoder_minutes)
     run("train_clap", "--minutes", args.clap_minutes)

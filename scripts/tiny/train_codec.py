@@ -1,6 +1,6 @@
 """Train the EnCodec of attune-tiny from nothing: 16 kHz, 50 frames a second, 4 codebooks of 512.
 
-    python scripts/tiny/train_codec.py --minutes 25        # resumes from build/tiny/codec.pt
+    python scripts/tiny/train_codec.py --minutes 27        # resumes from build/tiny/codec.pt
 
 Residual vector quantisation with EMA codebooks and restarts of dead codes (arXiv:2107.03312, 2210.13438);
 the loss is the signal-to-noise ratio, a multi-scale log-mel distance and spectral convergence (arXiv:1910.11480).
@@ -15,6 +15,7 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -198,6 +199,57 @@ def validate(codec: EncodecModel, mel: MelDistance) -> dict[str, float]:
     }
 
 
+def polish(codec: EncodecModel, mel: MelDistance, args: argparse.Namespace) -> None:
+    """Train the decoder half alone on the finished codes: they stay valid, so a music model may learn meanwhile."""
+    from scripts.tiny.train_decoder import encode_split
+
+    path = args.checkpoint.with_name("polish.pt")
+    audio, codes = load_split("train")[0], encode_split(codec, "train", BUILD / "codes_train.npy")
+    hop, frames = SEGMENT // 25, 32
+    for half in (codec.encoder, codec.quantizer):
+        half.requires_grad_(False)
+    optimizer = torch.optim.AdamW(codec.decoder.parameters(), lr=4e-4, betas=(0.8, 0.99), weight_decay=1e-4)
+    step, trained = 0, 0.0
+    if state := load_state(path):
+        codec.decoder.load_state_dict(state["decoder"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, trained = state["step"], state["trained_s"]
+    codec.train()
+    print("before", validate(codec, mel), flush=True)
+    progress, limit, began, resumed = Progress(50), args.polish * 60, time.time(), trained
+    while trained < limit:
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-4 * min(1.0, (step + 1) / 50) * max(0.05, 1 - trained / limit)
+        rows, starts = torch.randint(len(audio), (args.batch,)), torch.randint(codes.shape[2] - frames, (args.batch,))
+        cuts = list(zip(rows.tolist(), starts.tolist(), strict=True))
+        clip = to_float(np.stack([audio[r, s * hop : (s + frames) * hop] for r, s in cuts]))
+        picked = torch.from_numpy(np.stack([codes[r, :, s : s + frames] for r, s in cuts])).long()
+        with torch.no_grad():
+            latents = codec.quantizer.decode(picked.transpose(0, 1))
+        back = codec.decoder(latents)[:, 0, : clip.shape[1]]
+        # The edges lack the context that a whole clip gives them.
+        inner = slice(3 * hop, -3 * hop)
+        back, clip = back[:, inner], clip[:, inner]
+        distance, convergence = mel(back, clip)
+        noise = ((back - clip).pow(2).mean() / clip.pow(2).mean()).log()
+        loss = args.snr[1] * noise + args.mel[1] * distance + convergence
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(codec.decoder.parameters(), 3.0)
+        optimizer.step()
+        step += 1
+        trained = resumed + time.time() - began
+        progress(step, mel=distance.detach(), noise=noise.detach(), conv=convergence.detach())
+        if step % 250 == 0:
+            print(f"valid {step}", validate(codec, mel), flush=True)
+            save_state(path, decoder=codec.decoder.state_dict(), optimizer=optimizer.state_dict(), step=step,
+                       trained_s=trained)  # fmt: skip
+    codec.eval()
+    codec.save_pretrained(BUILD / "codec")
+    save_facts("codec_polish", steps=step, minutes=round(trained / 60, 1), batch=args.batch, seed=args.seed)
+    print("polished", step, f"{trained:.0f}s", validate(codec, mel), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=27.0)
@@ -207,18 +259,19 @@ def main() -> None:
     parser.add_argument("--snr", type=float, nargs=2, default=(4.0, 2.0), help="weight, first and at the end")
     parser.add_argument("--mel", type=float, nargs=2, default=(0.5, 1.5), help="weight, first and at the end")
     parser.add_argument("--free", type=int, default=200, help="first steps without the quantiser")
+    parser.add_argument("--polish", type=float, default=0.0, help="minutes on the decoder half alone, codes fixed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=BUILD / "codec.pt")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    if args.polish:
+        return polish(EncodecModel.from_pretrained(BUILD / "codec"), MelDistance(), args)
     audio = load_split("train")[0]
     codec, mel = build_codec(), MelDistance()
 
     def batch(size: int) -> Tensor:
         rows = torch.randint(len(audio), (size,))
         starts = torch.randint(audio.shape[1] - SEGMENT, (size,))
-        import numpy as np
-
         return to_float(
             np.stack([audio[r, s : s + SEGMENT] for r, s in zip(rows.tolist(), starts.tolist(), strict=True)])
         )[:, None]

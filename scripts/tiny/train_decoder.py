@@ -1,6 +1,6 @@
 """Train attune-tiny's text encoder and delay-pattern decoder from nothing on codes of the trained codec.
 
-    python scripts/tiny/train_decoder.py --minutes 35      # resumes from build/tiny/decoder.pt
+    python scripts/tiny/train_decoder.py --minutes 52      # resumes from build/tiny/decoder.pt
 
 MusicGen as published (arXiv:2306.05284): T5 text encoder, cross-attention, the codebooks in the delay pattern,
 one cross-entropy over all books. A fifth of the captions is dropped, so that guidance means something, and every
@@ -153,11 +153,11 @@ def loss_by_book(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=35.0)
+    parser.add_argument("--minutes", type=float, default=52.0)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--short", type=float, default=0.5, help="share of the time on half-length stretches")
+    parser.add_argument("--short", type=float, default=0.35, help="share of the time on half-length stretches")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=BUILD / "decoder.pt")
     args = parser.parse_args()
@@ -203,7 +203,7 @@ def main() -> None:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             # Warm up over 200 steps, then a cosine to a fiftieth.
             group["lr"] = args.lr * min(1.0, (step + 1) / 200) * max(0.02, 0.5 * (1 + np.cos(np.pi * share)))
-        # Half the time on short stretches from anywhere, twice as many: captions are learnt a clip at a time.
+        # First on short stretches from anywhere, twice as many: captions are learnt a clip at a time.
         short = share < args.short
         size = args.batch * 2 if short else args.batch
         rows = torch.randint(len(codes), (size,))
@@ -231,6 +231,7 @@ def main() -> None:
             print(f"valid {step} loss {with_text:.4f} without caption {without:.4f}", flush=True)
             save()
     save()
+    model.audio_encoder.load_state_dict(EncodecModel.from_pretrained(BUILD / "codec").state_dict())  # as polished
     model.eval().half().save_pretrained(BUILD / "model")
     tokenizer.save_pretrained(BUILD / "model")
     save_facts("decoder", steps=step, minutes=round(trained / 60, 1), batch=args.batch, seed=args.seed)

@@ -1,0 +1,205 @@
+"""Times Attune's rollouts against transformers' and audiocraft's own ``generate``, in one process on the same weights.
+
+    python -m scripts.bench_rollout --json
+    python -m scripts.bench_rollout --shape attune-tiny --batch 1,16 --seconds 2 --repeats 5 --threads 1
+
+Contestants take turns (ours, transformers, audiocraft, ours ...) and medians are compared, so that a busy machine is
+busy for all. Only codes are sampled: nobody decodes audio. docs/performance.md says what is timed and what is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
+
+PEERS = ("transformers", "audiocraft")
+SHAPES = ("attune-tiny", "musicgen-small", "nano")  # scripts.bench_common makes them; nano is for tests
+SECONDS = {"attune-tiny": 5.0, "musicgen-small": 0.4, "nano": 0.2}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"bench_rollout: {message}; see --help.\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    import torch
+
+    from alignment.errors import AttuneError
+    from alignment.music.checkpoint import quiet
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        with quiet():
+            shapes = {name: race_shape(name, options) for name in options.shape}
+    except AttuneError as error:
+        sys.exit(f"bench_rollout: {error}")
+    ratios = {key: value for key, value in shapes[options.shape[0]].items() if key.startswith("ratio_")}
+    report = {**ratios, "shapes": shapes, **_conditions(options)}
+    if options.json:
+        print(json.dumps(report))
+    else:
+        print(_table(shapes))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; exits with one sentence and status 2 on a bad one."""
+    parser = _Parser(prog="bench_rollout", description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=_names(SHAPES), default=list(SHAPES[:2]), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--batch", type=_counts, default=[1, 16, 64], help="clips at a time, such as 1,16,64")
+    parser.add_argument("--seconds", type=_seconds, help="clip length; default 5 (musicgen-small 0.4)")
+    parser.add_argument("--repeats", type=_count, default=3, help="turns of each contestant")
+    parser.add_argument("--threads", type=_count, help="torch's threads, the same for all; default torch's own")
+    parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--guidance", type=_from_one, default=3.0, help="1 for none; default 3")
+    parser.add_argument("--top-k", type=_count_or_none, default=250, help="0 for all codes; default 250")
+    parser.add_argument("--full-precision", action="store_true", help="weights that float16 does not hold exactly")
+    parser.add_argument("--cpu-time", action="store_true", help="time CPU, not wall: steadier on a busy machine")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser.parse_args(arguments)
+
+
+def race_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Ratios, frames a second and greedy agreement on one shape."""
+    from alignment.domain import GenerationConfig
+    from alignment.errors import DataError
+    from scripts import bench_common as common
+
+    model = common.load_shape(name, full_precision=options.full_precision)
+    if options.top_k > model.codebook_size:
+        raise DataError(
+            f"{name} has {model.codebook_size} codes a book; top-k is {options.top_k} and may not be above."
+        )
+    makers = {"transformers": common.transformers_generate, "audiocraft": common.audiocraft_generate}
+    contestants = {"attune": common.ours(model)} | {peer: makers[peer](model) for peer in options.peers}
+    seconds = options.seconds or SECONDS[name]
+    generation = GenerationConfig(top_k=options.top_k, guidance=options.guidance, clip_seconds=seconds)
+    result: dict[str, Any] = common.describe(model, seconds)
+
+    # Warms every contestant up, and shows that they compute the same.
+    greedy = GenerationConfig(top_k=1, guidance=options.guidance, clip_seconds=min(seconds, 20 / model.frame_rate_hz))
+    prompts = common.equal_prompts(model, 2)
+    codes = {who: run(prompts, greedy) for who, run in contestants.items()}
+    result["greedy_codes_equal"] = {peer: bool((codes[peer] == codes["attune"]).all()) for peer in options.peers}
+
+    result["frames_per_second"] = {}
+    for batch in options.batch:
+        prompts = common.equal_prompts(model, batch)
+        turns = {who: partial(run, prompts, generation) for who, run in contestants.items()}
+        clock = time.process_time if options.cpu_time else time.perf_counter
+        medians = race(turns, options.repeats, clock)
+        speeds = {who: batch * result["frames"] / median for who, median in medians.items()}
+        faster = max(speeds[peer] for peer in options.peers)
+        result["frames_per_second"][f"batch_{batch}"] = {who: round(speed, 1) for who, speed in speeds.items()}
+        result[f"ratio_batch_{batch}"] = round(speeds["attune"] / faster, 2)
+        print(f"{name} batch {batch}: {result[f'ratio_batch_{batch}']} times the faster peer", file=sys.stderr)
+    return result
+
+
+def race(turns: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of each contestant, all taking turns ``repeats`` times."""
+    seconds: dict[str, list[float]] = {who: [] for who in turns}
+    for _ in range(repeats):
+        for who, run in turns.items():
+            began = clock()
+            run()
+            seconds[who].append(clock() - began)
+    return {who: statistics.median(times) for who, times in seconds.items()}
+
+
+def _conditions(options: argparse.Namespace) -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "guidance": options.guidance,
+        "top_k": options.top_k,
+        "repeats": options.repeats,
+        "clock": "cpu" if options.cpu_time else "wall",
+        "weights": "float32" if options.full_precision else "float32, each a float16 number",
+        "threads": torch.get_num_threads(),
+        "machine": f"{_processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        **{package: installed(package) for package in ("torch", "transformers", "audiocraft")},
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
+
+
+def _table(shapes: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for name, result in shapes.items():
+        lines.append(f"{name}, {result['frames']} frames; frames a second:")
+        for batch, speeds in result["frames_per_second"].items():
+            numbers = "  ".join(f"{who} {speed:,.1f}" for who, speed in speeds.items())
+            lines.append(f"  {batch.replace('_', ' ')}: {numbers}  ratio {result[f'ratio_{batch}']}")
+    return "\n".join(lines)
+
+
+def _names(known: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def read(text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return read
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return list(dict.fromkeys(_count(part) for part in text.split(",")))
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
+def _seconds(text: str) -> float:
+    if not 0 < _number(text) <= 60:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a length above 0 and up to 60 seconds")
+    return float(text)
+
+
+def _from_one(text: str) -> float:
+    if not 1 <= _number(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100")
+    return float(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")  # within no bounds
+
+
+if __name__ == "__main__":
+    main()
