@@ -18,6 +18,7 @@ from alignment.domain import GenerationConfig
 from alignment.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+VOTES_PER_PAIR = 3  # more votes on one pair of clips say ever less
 
 
 class Recipe(BaseModel):
@@ -79,10 +80,43 @@ class DpoSettings(Recipe):
     chosen_weight: float = Field(
         0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)"
     )
+    eval_steps: int = Field(0, ge=0, description="optimizer steps between validations; 0 trains to the end")
+    patience: int = Field(3, ge=1, description="validations without a better loss before stopping")
     save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
     gradient_checkpointing: bool = False
     lora: LoraSettings = LoraSettings()
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+
+class ExpertSettings(Recipe):
+    """Expert iteration: maximum likelihood with LoRA on the clips that a reward model likes best (TRL's names)."""
+
+    keep: int = Field(1, ge=1, description="best clips kept of each prompt's N")
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(2.0, gt=0)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
+    gradient_checkpointing: bool = False
+    lora: LoraSettings = LoraSettings()
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+
+class AlignSettings(Recipe):
+    """How the aligned version is made; fixed before any comparison is looked at. The first stage makes the adapter;
+    later ones go on with it, whatever LoRA their own settings name."""
+
+    method: Literal["dpo", "expert", "dpo_after_expert"] = Field("dpo", description="the headline version's training")
+    rounds: int = Field(1, ge=1, le=4, description="each further one trains on fresh clips of the policy so far")
+    pairs_per_prompt: int = Field(1, ge=1, le=32, description="k: the best k of N clips against the worst k")
+    min_margin: float = Field(
+        0.0, ge=0, description="a pair needs a difference of rewards above this many deviations of the ensemble's"
+    )
+    use_voted_pairs: bool = Field(True, description="DPO also trains on the decisive votes themselves")
+    gate: bool = Field(True, description="train only when the reward model is better than chance on unseen prompts")
+    gate_folds: int = Field(5, ge=3, le=20, description="folds of the cross-validation behind the gate")
 
 
 class DemoSettings(Recipe):
@@ -93,19 +127,36 @@ class DemoSettings(Recipe):
     train_votes: int = Field(900, ge=20)
     train_raters: int = Field(12, ge=2)
     best_of: int = Field(8, ge=2, le=64, description="N of the best/worst-of-N pairs")
-    test_prompts: int = Field(150, ge=8)
-    test_votes: int = Field(450, ge=20)
+    test_prompts: int = Field(150, ge=8, description="held-out prompts of the comparison")
+    test_pool: int = Field(4, ge=2, le=64, description="N of best-of-N: the base's spare clips of a held-out prompt")
+    test_votes: int = Field(450, ge=20, description="votes of each contest")
     test_raters: int = Field(8, ge=2)
     generation: GenerationSettings = GenerationSettings()
     reward: RewardSettings = RewardSettings()
+    align: AlignSettings = AlignSettings()
     dpo: DpoSettings = DpoSettings()
+    expert: ExpertSettings = ExpertSettings()
+    quick: bool = Field(False, description="a short run that promises less, and whose report says so")
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
-
     @model_validator(mode="after")
-    def _enough_clips(self) -> DemoSettings:
-        if self.clips_per_prompt > self.best_of:
-            raise ValueError(f"clips_per_prompt ({self.clips_per_prompt}) cannot be above best_of ({self.best_of})")
+    def _fits_together(self) -> DemoSettings:
+        clips, most = self.clips_per_prompt, VOTES_PER_PAIR
+        if clips > self.best_of:
+            raise ValueError(f"clips_per_prompt ({clips}) cannot be above best_of ({self.best_of})")
+        if 2 * self.align.pairs_per_prompt > self.best_of:
+            raise ValueError(
+                f"align.pairs_per_prompt ({self.align.pairs_per_prompt}) cannot be above half of best_of "
+                f"({self.best_of})"
+            )
+        if self.expert.keep >= self.best_of:
+            raise ValueError(f"expert.keep ({self.expert.keep}) must be below best_of ({self.best_of})")
+        if self.test_votes > most * self.test_prompts:
+            raise ValueError(
+                f"test_votes ({self.test_votes}) cannot be above {most} for each of {self.test_prompts} test_prompts"
+            )
+        if self.train_votes > most * self.train_prompts * clips * (clips - 1) // 2:
+            raise ValueError(f"train_votes ({self.train_votes}) cannot be above {most} for each pair of clips")
         return self
 
 

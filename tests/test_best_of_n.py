@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import DataError
-from alignment.training.best_of_n import best_of_n_kl, best_worst_pairs, choose_best
+from alignment.training.best_of_n import best_of_n_kl, best_worst_pairs, choose_best, kept_clips
 
 
 def test_the_best_clip_of_each_prompt_is_chosen_and_the_first_among_equals() -> None:
@@ -24,6 +24,41 @@ def test_pairs_hold_the_best_and_the_worst_clip_and_skip_prompts_that_say_nothin
     assert (made[1].chosen == codes[2, 1]).all() and (made[1].rejected == codes[2, 0]).all()
     assert made[0].weight == 0.5
     assert [e.prompt for e in best_worst_pairs(["a", "b", "c"], codes, scores, min_margin=0.3)] == ["a"]
+
+
+def test_the_best_k_meet_the_worst_k_best_against_worst() -> None:
+    codes = np.arange(5)[None, :, None, None]  # clip n holds the code n
+    scores = np.array([[0.2, 0.9, 0.5, 0.1, 0.4]])
+    made = best_worst_pairs(["a"], codes, scores, per_prompt=2)
+    assert [(int(e.chosen[0, 0]), int(e.rejected[0, 0])) for e in made] == [(1, 3), (2, 0)]
+    with pytest.raises(DataError, match="3 pairs of 5 clips"):
+        best_worst_pairs(["a"], codes, scores, per_prompt=3)
+
+
+def test_a_pair_needs_a_difference_that_the_ensemble_agrees_on() -> None:
+    codes = np.zeros((2, 2, 1, 1), dtype=int)
+    # Differences of the three members: 3, 2, 1 (mean 2, deviation 0.816) and 5, 2, -1 (mean 2, deviation 2.449).
+    members = np.array([[[6.0, 3.0], [5.0, 0.0]], [[4.0, 2.0], [2.0, 0.0]], [[2.0, 1.0], [-1.0, 0.0]]])
+    scores = members.mean(0)
+
+    def kept(margin: float) -> list[str]:
+        return [e.prompt for e in best_worst_pairs(["sure", "unsure"], codes, scores, members=members,
+                                                   min_margin=margin)]  # fmt: skip
+
+    assert kept(0.0) == ["sure", "unsure"]
+    assert kept(0.81) == ["sure", "unsure"] and kept(0.82) == ["sure"]
+    assert kept(2.44) == ["sure"] and kept(2.46) == []
+    with pytest.raises(DataError, match=r"\(M, 2, 2\) is needed"):
+        best_worst_pairs(["a", "b"], codes, scores, members=members[:, :1])
+
+
+def test_expert_iteration_keeps_the_best_clips_and_never_all() -> None:
+    codes = np.arange(6).reshape(2, 3, 1, 1)
+    scores = np.array([[0.2, 0.9, 0.5], [3.0, 1.0, 2.0]])
+    found = [(e.prompt, int(e.codes[0, 0])) for e in kept_clips(["a", "b"], codes, scores, keep=2)]
+    assert found == [("a", 1), ("a", 2), ("b", 3), ("b", 5)]
+    with pytest.raises(DataError, match="3 of 3 clips kept"):
+        kept_clips(["a", "b"], codes, scores, keep=3)
 
 
 def test_the_kl_of_best_of_n_is_that_of_the_largest_of_n_uniforms() -> None:

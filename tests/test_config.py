@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from alignment.config import DemoSettings, DpoSettings, RewardSettings, load_recipe, parse_recipe
+from alignment.config import (
+    AlignSettings,
+    DemoSettings,
+    DpoSettings,
+    ExpertSettings,
+    RewardSettings,
+    load_recipe,
+    parse_recipe,
+)
 from alignment.errors import ConfigError
 from alignment.simulation.listeners import load_listeners
 
@@ -51,14 +59,18 @@ def test_a_recipe_must_be_a_mapping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("tiny.yaml", DemoSettings), ("dpo.yaml", DpoSettings), ("reward.yaml", RewardSettings)]
+    ("name", "recipe"),
+    [
+        ("tiny.yaml", DemoSettings), ("quick.yaml", DemoSettings), ("dpo.yaml", DpoSettings),
+        ("reward.yaml", RewardSettings),
+    ],
 )
 def test_the_shipped_recipes_load(name: str, recipe: type) -> None:
     assert load_recipe(CONFIGS / name, recipe)
 
 
 def test_recipes_have_at_most_twenty_fields_and_each_shipped_one_opens_with_its_command() -> None:
-    for recipe in (DemoSettings, DpoSettings, RewardSettings):
+    for recipe in (DemoSettings, AlignSettings, DpoSettings, ExpertSettings, RewardSettings):
         assert len(recipe.model_fields) <= 20
     for path in CONFIGS.glob("*.yaml"):
         assert "attune " in path.read_text().splitlines()[0], path
@@ -79,5 +91,20 @@ def test_a_population_of_unknown_profiles_is_refused(tmp_path: Path) -> None:
 def test_more_clips_shown_than_sung_are_refused_and_seeds_are_bounded() -> None:
     with pytest.raises(ConfigError, match=r"clips_per_prompt \(9\) cannot be above best_of \(8\)"):
         parse_recipe({"clips_per_prompt": 9}, DemoSettings)
+    with pytest.raises(ConfigError, match=r"align.pairs_per_prompt \(5\) cannot be above half of best_of \(8\)"):
+        parse_recipe({"align": {"pairs_per_prompt": 5}}, DemoSettings)
+    with pytest.raises(ConfigError, match=r"expert.keep \(8\) must be below best_of \(8\)"):
+        parse_recipe({"expert": {"keep": 8}}, DemoSettings)
+    with pytest.raises(ConfigError, match=r"test_votes \(451\) cannot be above 3 for each of 150 test_prompts"):
+        parse_recipe({"test_votes": 451}, DemoSettings)
+    with pytest.raises(ConfigError, match=r"train_votes \(181\) cannot be above 3 for each pair of clips"):
+        parse_recipe({"train_votes": 181, "train_prompts": 20, "clips_per_prompt": 3}, DemoSettings)
     with pytest.raises(ConfigError, match="seed is 5000000000"):
         parse_recipe({"seed": 5_000_000_000}, DpoSettings)
+
+
+def test_the_demo_keeps_its_word_and_the_quick_one_promises_less() -> None:
+    full, quick = (load_recipe(CONFIGS / name, DemoSettings) for name in ("tiny.yaml", "quick.yaml"))
+    assert full.test_prompts >= 300 and full.test_votes >= 900 and not full.quick
+    assert full.align.gate and quick.align.gate
+    assert quick.quick and quick.test_prompts < full.test_prompts and quick.test_votes < full.test_votes

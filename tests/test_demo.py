@@ -21,12 +21,14 @@ test_votes: 30
 test_raters: 3
 generation: {clip_seconds: 1.0}
 reward: {epochs: 8}
+align: {gate: false, gate_folds: 3}
 dpo: {num_train_epochs: 1, lora: {r: 4, lora_alpha: 8}}
+expert: {num_train_epochs: 1, lora: {r: 4, lora_alpha: 8}}
 """
 NEEDED = {
-    "win_rate", "win_rate_low", "win_rate_high", "decisive_votes", "best_of_4_win_rate", "reward_accuracy",
-    "kl_nats_per_clip", "diversity_base", "diversity_aligned", "verdict", "stages", "seconds", "peak_memory_mb",
-    "database", "report", "simulated",
+    "aligned", "method", "methods", "gate_passed", "win_rate", "win_rate_low", "win_rate_high", "decisive_votes",
+    "best_of_4_win_rate", "reward_accuracy", "kl_nats_per_clip", "diversity_base", "diversity_aligned", "verdict",
+    "stages", "seconds", "peak_memory_mb", "database", "report", "simulated",
 }  # fmt: skip
 
 
@@ -51,18 +53,29 @@ def test_the_circle_closes_and_every_figure_is_there(recipe: Path, tmp_path: Pat
     assert f"attune serve --home {folder}" in done.out
     with sqlite3.connect(folder / "attune.db") as connection:
         one = connection.execute
-        assert one("select count(*) from vote").fetchone()[0] == 60 + 2 * 30
+        assert one("select count(*) from vote").fetchone()[0] == 60 + 3 * 30
+        most = one("select max(n), count(*) from (select count(*) n from vote v join assignment a "
+                   "on a.id = v.assignment_id group by a.battle_id)").fetchone()  # fmt: skip
+        assert most == (3, 60 + 3 * 10), "at most three votes on one pair, and every held-out pair has three"
         assert {row[0] for row in one("select distinct kind from rater")} == {"simulated"}
-        assert one("select count(*) from version").fetchone()[0] == 2
+        assert one("select count(*) from version").fetchone()[0] == 3
         voted = {r[0] for r in one("select p.text from snapshot_member m join vote v on v.id = m.vote_id "
                                    "join assignment a on a.id = v.assignment_id join battle b on b.id = a.battle_id "
                                    "join prompt p on p.id = b.prompt_id")}  # fmt: skip
         held_out = {r[0] for r in one("select text from prompt where split = 'leaderboard'")}
         assert voted and held_out and not voted & held_out
     trained, *compared = panels
-    assert len(compared) == 2
+    assert len(compared) >= 3 and len({frozenset(panel) for panel in compared}) == 1, "one panel for every contest"
     assert all(not trained & panel for panel in compared), "the comparison needs tastes that trained nothing"
+    assert [m["label"] for m in summary["methods"]] == ["base", "best-of-2", "best-of-4", "expert iteration", "DPO"]
+    met = {m["name"]: m for m in summary["methods"] if m["votes"]}
+    assert set(met) == {"best-of-4", "tiny-expert", "tiny-dpo"} and all(m["votes"] == 30 for m in met.values())
+    assert met["tiny-dpo"]["win_rate"] == summary["win_rate"] and summary["version"] == "tiny-dpo"
     page = Path(summary["report"]).read_text(encoding="utf-8")
+    for label in ("best-of-2", "best-of-4", "expert iteration", "DPO"):
+        assert f'<th scope="row">{label}<small>10 prompts</small></th>' in page
+    methods = re.search(r'<section id="methods".*?</section>', page, re.S).group()
+    assert 'class="badge">Simulated listeners<' in methods and "To the gold judge, DPO against the base" in page
     assert "imulated" in page and "data:audio/flac;base64," in page
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page), "the report must make no outside request"
     assert json.loads((folder / "summary.json").read_text()) == summary
@@ -112,6 +125,9 @@ def test_a_second_demo_gets_a_folder_of_its_own_and_the_same_seed_the_same_resul
     runs = [attune(capsys, "demo", "--config", recipe, "--home", tmp_path, "--json").json for _ in range(2)]
     assert runs[0]["database"] != runs[1]["database"]
     changing = {"seconds", "stages", "peak_memory_mb", "database", "report"}
+    for run in runs:
+        for method in run["methods"]:
+            method.pop("train_seconds")
     first, second = ({k: v for k, v in run.items() if k not in changing} for run in runs)
     assert first == second
 
@@ -130,8 +146,59 @@ def test_shuffled_votes_train_another_model_and_leave_the_votes_as_they_were(
                 "select outcome, count(*) from vote v join assignment a on a.id = v.assignment_id "
                 "join listening_session s on s.id = v.session_id join study t on t.id = s.study_id "
                 "where t.name = 'demo-votes' group by 1 order by 1").fetchall())  # fmt: skip
-            adapters.add(
-                connection.execute("select adapter_sha256 from version where adapter_sha256 is not null").fetchone()
-            )
+            adapters |= set(connection.execute("select adapter_sha256 from version where adapter_sha256 is not null"))
     assert outcomes[0] == outcomes[1]
-    assert len(adapters) == 2
+    assert len(adapters) == 4, "two versions a run, none trained on the other run's votes"
+
+
+def test_the_gate_stops_a_run_on_votes_without_a_signal_and_says_so(recipe: Path, tmp_path: Path, capsys) -> None:
+    gated = tmp_path / "gated.yaml"
+    gated.write_text(RECIPE.replace("gate: false", "gate: true"))
+    done = attune(capsys, "demo", "--config", gated, "--home", tmp_path, "--shuffle-votes", "--json")
+    assert done.code == 0, done.err
+    summary = done.json
+    assert summary["reward_accuracy_low"] <= 0.5, "sixty shuffled votes carry no signal"
+    assert (summary["aligned"], summary["verdict"], summary["win_rate"]) == (False, "not trained", None)
+    assert summary["version"] is None and summary["methods"] == [] and summary["gate_passed"] is False
+    said = "Not trained: the votes carry no signal the reward model can find, so nothing was trained."
+    assert said in done.out.splitlines()
+    page = Path(summary["report"]).read_text(encoding="utf-8")
+    assert "nothing was trained" in page and "Not trained" in page and 'id="win-rates"' not in page
+    assert "nan" not in done.out
+    with sqlite3.connect(tmp_path / "001" / "attune.db") as connection:
+        assert connection.execute("select name from version").fetchall() == [("tiny-base",)]
+        assert connection.execute("select count(*) from train_run").fetchone()[0] == 0
+    forced = attune(capsys, "demo", "--config", gated, "--home", tmp_path, "--shuffle-votes", "--no-gate", "--json")
+    assert forced.json["aligned"] is True and forced.json["verdict"] in ("gain", "no gain")
+    assert "The trust gate was switched off" in Path(forced.json["report"]).read_text(encoding="utf-8")
+
+
+def test_the_method_in_the_recipe_is_the_headline_and_the_newest_version(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "staged.yaml"
+    chosen = "align: {gate: false, gate_folds: 3, method: dpo_after_expert, rounds: 2, use_voted_pairs: false}"
+    path.write_text(RECIPE.replace("align: {gate: false, gate_folds: 3}", chosen).replace("lora_alpha: 8}}\nexpert",
+                    "lora_alpha: 8}, eval_steps: 1}\nexpert"))  # fmt: skip
+    done = attune(capsys, "demo", "--config", path, "--home", tmp_path, "--json")
+    assert done.code == 0, done.err
+    assert done.json["version"] == "tiny-expert-dpo" and done.json["method"] == "dpo_after_expert"
+    labels = [m["label"] for m in done.json["methods"]]
+    assert labels[3:] == ["DPO", "expert iteration", "DPO after expert iteration, 2 rounds"]
+    with sqlite3.connect(tmp_path / "001" / "attune.db") as connection:
+        rows = connection.execute("select v.name, p.name from version v left join version p on p.id = v.parent_id "
+                                  "order by v.id").fetchall()  # fmt: skip
+    # The expert stage is trained once, and every further stage starts from the one before it.
+    assert rows == [
+        ("tiny-base", None), ("tiny-dpo", "tiny-base"), ("tiny-expert", "tiny-base"),
+        ("tiny-expert-dpo-2", "tiny-expert"), ("tiny-expert-dpo", "tiny-expert-dpo-2"),
+    ]  # fmt: skip
+
+
+def test_a_demo_that_cannot_run_says_why_in_one_sentence(recipe: Path, tmp_path: Path, capsys) -> None:
+    both = attune(capsys, "demo", "--quick", "--config", recipe, "--home", tmp_path)
+    assert both.code == 1 and "give --quick or --config, not both" in both.err
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(RECIPE.replace("test_votes: 30", "test_votes: 31"))
+    many = attune(capsys, "demo", "--config", wrong, "--home", tmp_path)
+    assert many.code == 1 and "test_votes (31) cannot be above 3 for each of 10 test_prompts" in many.err
+    for done in (both, many):
+        assert len(done.err.strip().splitlines()) == 1 and "Traceback" not in done.err

@@ -24,6 +24,7 @@ from alignment.evaluation.report import (
     ExampleClip,
     FigureTrace,
     HeadAccuracy,
+    MethodRow,
     MetricRow,
     ReportData,
     RewardCard,
@@ -67,6 +68,12 @@ def report(text="a flute", **changes):
         contests=[contest(text), contest("Best of 4 vs base", 110, 90)],
         reward=RewardCard(text, [HeadAccuracy(text, interval(0.66), 0.5, text)], {text: text}),
         curves=[Curve(text, [(1, 0.69), (2, 0.6), (3, 0.5)], text, 0.69, text)],
+        methods=[
+            MethodRow(text, interval(9.0), interval(0.6), interval(0.5)),
+            MethodRow(text, interval(9.4), interval(0.7), interval(0.5), interval(0.6), kl_bound=0.636),
+            MethodRow(text, interval(9.8), interval(0.8), interval(0.5), interval(0.65, 206), kl=interval(16.0),
+                      diversity=interval(0.3), headline=True),
+        ],
         metrics=[MetricRow(text, None, interval(12.0), text, text)],
         adherence=[AdherenceRow(text, interval(0.4), interval(0.5), 0.1)],
         examples=[Example(text, [ExampleClip(text, audio_data_uri(b"fLaC"), text, 2)], text)],
@@ -140,7 +147,7 @@ def test_simulated_votes_are_labelled_in_banner_headline_and_every_section_that_
     html = written(report(), tmp_path)
     assert 'class="banner"' in html
     sections = dict(re.findall(r'<section id="([\w-]+)"(.*?)</section>', html, re.S))
-    for name in ("verdict", "win-rates", "examples", "reward", "training", "lineage"):
+    for name in ("verdict", "win-rates", "methods", "examples", "reward", "training", "lineage"):
         assert 'class="badge">Simulated listeners<' in sections[name], name
     assert "SIMULATED LISTENERS" in terminal_table(report())
     human = written(report(simulated=False), tmp_path)
@@ -241,3 +248,39 @@ def test_a_failed_write_leaves_the_old_page_and_no_rest(tmp_path, monkeypatch):
         write_report(report("other"), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_methods_stand_side_by_side_with_intervals_n_and_what_they_cost(tmp_path):
+    html = written(report("t"), tmp_path)
+    section = re.search(r'<section id="methods".*?</section>', html, re.S).group()
+    assert section.count("<tr") == 4 and section.count("<tr class=headline>") == 1
+    assert "65.0%<small>60.0% to 70.0% · n = 206</small>" in section and section.count("<small>40 prompts</small>") == 3
+    assert "<td>≤ 0.636</td>" in section and "16.0<small>" in section
+    # The two that met the base, and all three for the judge's reward.
+    assert [chart.count("<circle") for chart in section.split("<figure")[1:]] == [2, 3]
+    table = terminal_table(report("t"))
+    assert "9.80" in table and "16.0 nats" in table
+
+
+def test_a_point_of_the_curve_stands_at_the_root_of_its_kl_and_at_its_value():
+    points = [(0.0, interval(1.0), "base", "base"), (4.0, interval(2.0), "a", "x"), (16.0, interval(3.0), "b", "x")]
+    svg = plots.kl_chart("t", points, reference=1.0)
+    found = re.findall(r'<circle class="point \w+" cx="([\d.]+)%" cy="([\d.]+)"', svg)
+    x, y = zip(*[(float(a), float(b)) for a, b in found], strict=True)
+    assert x == pytest.approx((11.0, 46.5, 82.0))  # sqrt(4 / 16) is half of the way
+    assert y[0] > y[1] > y[2] and y[0] - y[1] == pytest.approx(y[1] - y[2], abs=0.2)
+    assert f'<line class="reference" x1="8%" x2="100%" y1="{y[0]}" y2="{y[0]}"/>' in svg
+    assert plots.kl_chart("t", [(math.nan, interval(1.0), "x", "x")], reference=0) == ""
+
+
+def test_a_run_that_trained_nothing_has_a_report_that_says_why(tmp_path):
+    reason = "The votes carry no signal, so nothing was trained."
+    data = report("t", contests=[], methods=[], curves=[], metrics=[], adherence=[], examples=[], not_trained=reason)
+    assert data.verdict == "not trained"
+    assert data.headline == "Not trained: the votes carry no signal, so nothing was trained."
+    html = written(data, tmp_path)
+    ids = re.findall(r'<section id="([\w-]+)"', html)
+    assert ids == ["verdict", "reward", "time", "lineage", "words"]
+    assert "nothing was trained" in html and 'class="hero-figure"' not in html and "badge" in html
+    assert json.loads(Page(html).scripts[0])["verdict"] == "not trained"
+    assert "nothing was trained" in terminal_table(data) and "wins" not in terminal_table(data)

@@ -16,7 +16,7 @@ from alignment.domain import Axis, Outcome, Pair, Split
 from alignment.errors import DataError, ModelError, NotFoundError, TrainingError
 from alignment.rewards.heads import HEADS, HeadEnsemble, soft_bradley_terry
 from alignment.rewards.model import RewardModel
-from alignment.rewards.train import axis_target, pair_tensors, reward_loss, train_reward
+from alignment.rewards.train import axis_target, cross_validate, pair_tensors, reward_loss, train_reward
 from tests.training_support import TrlModel, pair, trl_state, unit_vectors
 
 WIDTH = 12
@@ -252,3 +252,43 @@ def test_unanimous_clusters_still_leave_an_interval() -> None:
     assert low == pytest.approx(5 / (5 + 1.959964**2), abs=1e-5)
     low, high, _ = _clustered_interval(np.zeros(10), list("aabbccddee"), 0.95, 200, 0)
     assert low == pytest.approx(0.0) and high == pytest.approx(1 - 5 / (5 + 1.959964**2), abs=1e-5)
+
+
+def test_cross_validation_predicts_every_decisive_vote_by_a_model_that_never_saw_its_prompt(monkeypatch) -> None:
+    from alignment.rewards import train
+
+    pairs, audio, text = taught(200)
+    pairs = [*pairs, pair(999, Outcome.TIE, prompt="prompt 3", a="0a", b="0b")]
+    asked: list[tuple[set, set]] = []
+    agreement = RewardModel.agreement
+
+    def watched(dealt, *arguments, **named):
+        seen.update(p.prompt_text for p in dealt if p.split != Split.TEST)
+        return plain(dealt, *arguments, **named)
+
+    def noted(self, decisive, *arguments, **named):
+        asked.append((set(seen), {p.prompt_text for p in decisive}))
+        seen.clear()
+        return agreement(self, decisive, *arguments, **named)
+
+    seen: set[str] = set()
+    plain = train.train_reward
+    monkeypatch.setattr(train, "train_reward", watched)
+    monkeypatch.setattr(RewardModel, "agreement", noted)
+    quick = QUICK.model_copy(update={"epochs": 3})
+    tested, found = cross_validate(pairs, audio, text, quick, folds=4)
+    first = [asked[i] for i in range(0, len(asked), len(found))]  # one a fold; the other heads follow with none seen
+    assert len(first) == 4 and all(trained and not trained & tested for trained, tested in first)
+    assert sorted(p.vote_id for p in tested) == sorted(p.vote_id for p in pairs if p.preference != 0.5)
+    assert set(found) == set(HEADS) and all(values.shape == (len(tested),) for values in found.values())
+    assert set(np.unique(found["preference"])) <= {0.0, 0.5, 1.0}
+    with pytest.raises(DataError, match="on 39 prompts; 41 folds"):
+        cross_validate(pairs, audio, text, quick, folds=41)
+
+
+def test_the_members_scores_come_with_their_mean_and_deviation(learned: tuple) -> None:
+    model, _, audio, text = learned
+    found = model.score(["prompt 1"] * 6, np.stack(list(audio.values())[:6]), text)
+    assert found.members.shape == (2, 6)
+    assert found.members.mean(0) == pytest.approx(found.preference, abs=1e-6)
+    assert found.uncertainty == pytest.approx(np.abs(found.members[0] - found.members[1]) / 2, abs=1e-6)

@@ -1,33 +1,31 @@
-"""The whole circle on attune-tiny: prompts, clips, votes, reward model, DPO, a new version, a blind comparison."""
+"""The whole circle on attune-tiny: prompts, clips, votes, a trust gate, alignment, a blind comparison of methods."""
 
 from __future__ import annotations
 
-import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from alignment.circle import learn, listen, measure
-from alignment.circle.demo_report import ALIGNED, BEST_OF_4, Turned, build_report, peak_memory_mb
+from alignment.circle import learn, listen, methods
+from alignment.circle.align import LABELS, NAMES, Aligned, align, label_of, score_pool
+from alignment.circle.contest import Panel
+from alignment.circle.demo_report import DemoResult, Turned, finish
 from alignment.circle.generate import Clips, generate_clips
+from alignment.circle.trust import measure_trust
 from alignment.circle.workspace import Progress, Workspace
-from alignment.config import DemoSettings
+from alignment.config import VOTES_PER_PAIR, DemoSettings, RewardSettings
 from alignment.db import prompts as prompt_queries
-from alignment.domain import Clip, Prompt, RaterKind, Split
-from alignment.evaluation.report import ReportData, write_report
-from alignment.evaluation.win_rate import WinRate, win_rate
+from alignment.domain import Prompt, RaterKind, Split, Version
+from alignment.errors import DataError
 from alignment.simulation.captions import draw_captions
 from alignment.simulation.judge import Judge
 from alignment.simulation.listeners import load_listeners
-from alignment.training.best_of_n import choose_best
 from alignment.versions import BASE_NAME, register_base
 
 StageBar = Callable[[str], AbstractContextManager[Progress]]
-POOL = 4  # clips that best-of-4 chooses from, beside the base's own
+VOTED_TRAIN_SHARE = 0.8  # the rest stops the reward model's training
 
 
 @dataclass
@@ -47,104 +45,134 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """What ``attune demo --json`` prints, and the report behind it."""
+class Voted:
+    """What the votes are about: the base's clips of the prompts voted on, and the prompts held out from all of it."""
 
-    summary: dict[str, Any]
-    report: ReportData
+    base: Version
+    judge: Judge
+    prompts: list[Prompt]
+    clips: Clips
+    held_out: list[Prompt]
 
 
 def run_demo(
-    ws: Workspace, settings: DemoSettings, folder: Path, *, shuffle_votes: bool, bar: StageBar
+    ws: Workspace, settings: DemoSettings, folder: Path, *, shuffle_seed: int | None = None, bar: StageBar
 ) -> DemoResult:
-    """Turn the circle once in an empty workspace; every file it writes lies under ``folder``."""
-    clock, seed = Clock(bar), settings.seed
-    generation = settings.generation.to_domain()
+    """Turn the circle once; every file it writes lies under ``folder``.
 
+    Clips and votes that the workspace holds already are used and not made again (``prepare`` makes them), so a
+    control with shuffled votes costs no second pool. Where the trust gate refuses, the run ends without an aligned
+    version and says so."""
+    clock = Clock(bar)
+    voted = collect_votes(ws, settings, clock)
+    with clock.stage("snapshot"):
+        snapshot = learn.take_snapshot(
+            ws, "demo", ["demo-votes"], both_bad=settings.reward.both_bad, shuffle_seed=shuffle_seed
+        )
+    reward_settings = settings.reward.model_copy(update={"seed": settings.seed})
+    with clock.stage("can the votes be learnt?") as progress:
+        trust = measure_trust(ws, snapshot, reward_settings, settings.align.gate_folds, progress)
+    turned = Turned(
+        settings=settings, folder=folder, shuffled=shuffle_seed is not None, snapshot=snapshot, trust=trust,
+        prompts=voted.held_out, seconds=clock.seconds, began=clock.began,
+    )  # fmt: skip
+    if trust.passed or not settings.align.gate:
+        turned = _align_and_compare(ws, settings, folder, clock, voted, turned, reward_settings)
+    with clock.stage("report"):
+        return finish(ws, turned)
+
+
+def collect_votes(ws: Workspace, settings: DemoSettings, clock: Clock) -> Voted:
+    """The base's clips and simulated votes on them; what exists already is not made again."""
     with clock.stage("prompts"):
         judge = Judge()
         base_sha256 = ws.base_model("tiny").base_sha256
         base = register_base(ws.database, name=BASE_NAME, base="tiny", base_sha256=base_sha256)
-        voted, held_out = _add_prompts(ws, settings)
+        prompts, held_out = _add_prompts(ws, settings)
     with clock.stage("generate") as progress:
-        pool = generate_clips(
-            ws, BASE_NAME, voted, generation, per_prompt=settings.best_of, seed=seed, progress=progress
-        )
+        clips = generate_clips(
+            ws, BASE_NAME, prompts, settings.generation.to_domain(), per_prompt=settings.best_of, seed=settings.seed,
+            progress=progress,
+        )  # fmt: skip
     with clock.stage("vote") as progress:
-        shown: Clips = {prompt.id: pool[prompt.id][: settings.clips_per_prompt] for prompt in voted}
-        pairs = listen.pairs_within(shown, settings.train_votes, seed)
+        shown: Clips = {prompt.id: clips[prompt.id][: settings.clips_per_prompt] for prompt in prompts}
+        pairs = listen.pairs_within(shown, settings.train_votes, settings.seed)
         listen.open_study(ws, "demo-votes", pairs, rater_kind=RaterKind.SIMULATED)
-        listen.simulate_votes(
-            ws, "demo-votes", load_listeners(), judge=judge, raters=settings.train_raters,
-            votes=settings.train_votes, seed=2 * seed, progress=progress,
-        )  # fmt: skip
-    with clock.stage("snapshot"):
-        rule = settings.reward.both_bad
-        snapshot = learn.take_snapshot(
-            ws, "demo", ["demo-votes"], both_bad=rule, shuffle_seed=seed if shuffle_votes else None
-        )
-    with clock.stage("reward model") as progress:
-        with_seed = settings.reward.model_copy(update={"seed": seed})
-        reward = learn.train_reward_model(ws, "demo-reward", snapshot, with_seed, progress)
-        trained_on = [prompt for prompt in voted if prompt.split == Split.TRAIN]
-        scores = learn.score_clips(ws, reward, trained_on, pool)
-    with clock.stage("align (DPO)") as progress:
-        aligned, dpo = learn.align_dpo(
-            ws, ALIGNED, parent=base, snapshot=snapshot, settings=settings.dpo.model_copy(update={"seed": seed}),
-            run_dir=folder / "runs" / ALIGNED, pool=(trained_on, pool, scores), progress=progress,
-        )  # fmt: skip
+        saved = len(listen.votes_of(ws, "demo-votes"))
+        if 0 < saved < settings.train_votes and saved < VOTES_PER_PAIR * len(pairs):
+            raise DataError(f"Study demo-votes stopped at {saved} votes; start the demo again in another folder.")
+        if not saved:
+            listen.simulate_votes(
+                ws, "demo-votes", load_listeners(), judge=judge, raters=settings.train_raters,
+                votes=settings.train_votes, seed=2 * settings.seed, per_pair=VOTES_PER_PAIR, progress=progress,
+            )  # fmt: skip
+    return Voted(base, judge, prompts, clips, held_out)
+
+
+def prepare(ws: Workspace, settings: DemoSettings, bar: StageBar) -> dict[str, float]:
+    """Everything of a demo that does not depend on how it is trained: clips of the base and votes; seconds by stage."""
+    clock = Clock(bar)
+    voted = collect_votes(ws, settings, clock)
     with clock.stage("sing held-out prompts") as progress:
-        base_clips = generate_clips(
-            ws, BASE_NAME, held_out, generation, per_prompt=1 + POOL, seed=seed, progress=progress
-        )
-        new_clips = generate_clips(ws, ALIGNED, held_out, generation, per_prompt=2, seed=seed, progress=progress)
-    with clock.stage("compare blind") as progress:
-        first = {prompt: own[0] for prompt, own in base_clips.items()}
-        spare = {prompt.id: base_clips[prompt.id][1:] for prompt in held_out}
-        best = choose_best(learn.score_clips(ws, reward, held_out, spare))
-        rivals = {
-            ALIGNED: {prompt: own[0] for prompt, own in new_clips.items()},
-            BEST_OF_4: {prompt.id: spare[prompt.id][pick] for prompt, pick in zip(held_out, best, strict=True)},
+        _sing_base(ws, settings, voted.held_out, progress)
+    return clock.seconds
+
+
+def _sing_base(ws: Workspace, settings: DemoSettings, held_out: list[Prompt], progress: Progress) -> Clips:
+    generation = settings.generation.to_domain()
+    return methods.sing_base(
+        ws, held_out, generation, spare=settings.test_pool, seed=settings.seed, progress=progress
+    )
+
+
+def _align_and_compare(
+    ws: Workspace, settings: DemoSettings, folder: Path, clock: Clock, voted: Voted, turned: Turned,
+    reward_settings: RewardSettings,
+) -> Turned:  # fmt: skip
+    held_out, generation = voted.held_out, settings.generation.to_domain()
+    with clock.stage("reward model") as progress:
+        reward = learn.train_reward_model(ws, "demo-reward", turned.snapshot, reward_settings, progress)
+        pool = score_pool(ws, reward, voted.prompts, voted.clips)
+    headline = settings.align.method
+    trained: dict[str, Aligned] = {}
+    for method in [*(m for m in ("dpo", "expert") if m != headline), headline]:  # the headline is the newest version
+        with clock.stage(f"align ({LABELS[method]})") as progress:
+            trained[method] = align(
+                ws, NAMES[method], settings, method=method, rounds=settings.align.rounds if method == headline else 1,
+                base=voted.base, snapshot=turned.snapshot, reward=reward, pool=pool, run_dir=folder / "runs",
+                expert=trained.get("expert"), progress=progress,
+            )  # fmt: skip
+    with clock.stage("sing held-out prompts") as progress:
+        base_clips = _sing_base(ws, settings, held_out, progress)
+        sung = {
+            method: methods.sing_version(
+                ws, found.version.name, held_out, generation, seed=settings.seed, progress=progress
+            )
+            for method, found in trained.items()
         }
-        rates = {name: _contest(ws, settings, judge, name, first, rival, progress) for name, rival in rivals.items()}
-    with clock.stage("measure") as progress:
-        kl = measure.kl_to_base(ws, aligned, held_out, new_clips, progress)
-        spread = tuple(measure.diversity_of(ws, held_out, own) for own in (base_clips, new_clips))
-        heard = listen.judge_clips(
-            ws, judge, [own[0] for clips in (base_clips, new_clips) for own in clips.values()]
-        )
-        # A shuffled run is judged on the votes as they were: only its training was shuffled.
-        honest = learn.freeze_snapshot(listen.votes_of(ws, "demo-votes"), both_bad=rule)
-        accuracy = learn.accuracy_of(ws, reward, honest.split(Split.TEST))
-    with clock.stage("report"):
-        data = build_report(
-            ws,
-            Turned(
-                settings=settings, folder=folder, shuffled=shuffle_votes, snapshot=snapshot, reward=reward,
-                accuracy=accuracy, aligned=aligned, history=dpo.history, rates=rates, kl=kl, diversity=spread,
-                prompts=held_out, base_clips=base_clips, new_clips=new_clips, heard=heard, seconds=clock.seconds,
+    panel = Panel(ws, voted.judge, settings.test_raters, seed=2 * settings.seed + 1)
+    first = methods.firsts(held_out, base_clips)
+    with clock.stage("compare blind") as progress:
+        spare = score_pool(ws, reward, held_out, {p.id: base_clips[p.id][1:] for p in held_out})
+        contestants = [
+            methods.base_contestant(ws, panel, held_out, base_clips),
+            *methods.best_of_contestants(panel, spare, first, votes=settings.test_votes, progress=progress),
+            *(
+                methods.version_contestant(
+                    ws, panel, found, label_of(method, settings), held_out, sung[method], first,
+                    votes=settings.test_votes, progress=progress,
+                )
+                for method, found in trained.items()
             ),
-        )  # fmt: skip
-        path = write_report(data, folder / "report.html")
-    rate, rival, trust = rates[ALIGNED], rates[BEST_OF_4], accuracy["preference"]
-    summary = {
-        "win_rate": rate.value, "win_rate_low": rate.low, "win_rate_high": rate.high, "votes": rate.votes,
-        "decisive_votes": rate.decisive, "best_of_4_win_rate": rival.value, "best_of_4_win_rate_low": rival.low,
-        "best_of_4_win_rate_high": rival.high, "reward_accuracy": trust.value, "reward_accuracy_low": trust.low,
-        "reward_accuracy_high": trust.high, "reward_accuracy_n": trust.n, "kl_nats_per_clip": kl.value,
-        "diversity_base": spread[0].value, "diversity_aligned": spread[1].value, "verdict": rate.verdict,
-        "shuffled": shuffle_votes, "stages": {name: round(value, 2) for name, value in clock.seconds.items()},
-        "seconds": round(time.monotonic() - clock.began, 1), "peak_memory_mb": round(peak_memory_mb()),
-        "database": ws.database.url, "report": str(path), "version": ALIGNED, "seed": seed, "simulated": True,
-    }  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    return DemoResult(summary, data)
+        ]  # fmt: skip
+    return replace(turned, reward=reward, trained=trained, contestants=contestants, heard=panel.heard)
 
 
 def _add_prompts(ws: Workspace, settings: DemoSettings) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to vote on (65% train, 15% valid, 20% test) and prompts held out for the comparison.
+    """Prompts to vote on (80% train, 20% valid) and prompts held out for the comparison.
 
-    All are captions that attune-tiny never saw, and their split is fixed here, before any vote."""
+    All are captions that attune-tiny never saw, and their split is fixed here, before any vote. No test split: the
+    reward model is tested by cross-validation, which asks about every vote."""
     drawn = draw_captions(settings.train_prompts + settings.test_prompts, 1000 + settings.seed, reserved=True)
     items = []
     for number, (text, attributes) in enumerate(drawn):
@@ -152,24 +180,8 @@ def _add_prompts(ws: Workspace, settings: DemoSettings) -> tuple[list[Prompt], l
             split = Split.LEADERBOARD
         else:
             share = (number + 0.5) / settings.train_prompts
-            split = Split.TRAIN if share < 0.65 else Split.VALID if share < 0.8 else Split.TEST
+            split = Split.TRAIN if share < VOTED_TRAIN_SHARE else Split.VALID
         items.append((text, "attune-tiny captions", split, attributes.as_tags()))
     with ws.database.session() as s:
         prompts = prompt_queries.add_prompts(s, items)
     return prompts[: settings.train_prompts], prompts[settings.train_prompts :]
-
-
-def _contest(
-    ws: Workspace, settings: DemoSettings, judge: Judge, name: str, first: dict[uuid.UUID, Clip],
-    rival: dict[uuid.UUID, Clip], progress: Progress,
-) -> WinRate:  # fmt: skip
-    """A blind study of ``rival`` against the base's first clips, by listeners who trained nothing."""
-    study = f"demo-{name}"
-    listen.open_study(ws, study, listen.pairs_across(first, rival), rater_kind=RaterKind.SIMULATED)
-    listen.simulate_votes(
-        ws, study, load_listeners(), judge=judge, raters=settings.test_raters, votes=settings.test_votes,
-        seed=2 * settings.seed + 1, progress=progress,
-    )  # fmt: skip
-    ours = {str(clip.id) for clip in rival.values()}
-    rows = listen.votes_of(ws, study)
-    return win_rate(listen.comparisons(rows, lambda clip, _: name if str(clip) in ours else BASE_NAME), name)

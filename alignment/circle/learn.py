@@ -25,7 +25,8 @@ from alignment.versions import register_adapter
 
 if TYPE_CHECKING:
     from alignment.rewards.model import RewardAccuracy, RewardModel, Scores
-    from alignment.training.dpo import DpoResult
+    from alignment.training.examples import DpoExample
+    from alignment.training.trainer import TrainResult
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def align_dpo(
     pool_simulated: bool = True,
     resume: bool = False,
     progress: Progress = no_progress,
-) -> tuple[Version, DpoResult]:
+) -> tuple[Version, TrainResult]:
     """DPO on the snapshot's train pairs and, with a ``pool`` (prompts, N clips each, scores (P, N)), on the best
     against the worst of each prompt's N clips; the adapter is stored and registered as version ``name``.
 
@@ -173,14 +174,13 @@ def align_dpo(
     snapshot or a parent that knew some, the version is marked simulated."""
     from alignment.training.best_of_n import best_worst_pairs
     from alignment.training.dpo import train_dpo
-    from alignment.training.examples import examples_from_pairs
 
     check_new_version(ws, name, parent)
-    examples = examples_from_pairs(snapshot.frozen.split(Split.TRAIN), ws.store.get_codes)
+    examples = voted_examples(ws, snapshot)
     voted = len(examples)
     if pool is not None:
         prompts, clips, scores = pool
-        codes = np.stack([[_codes(ws, clip) for clip in clips[prompt.id]] for prompt in prompts])
+        codes = np.stack([[codes_of(ws, clip) for clip in clips[prompt.id]] for prompt in prompts])
         examples += best_worst_pairs([prompt.text for prompt in prompts], codes, scores)
     policy = ws.policy(parent)
     result = train_dpo(
@@ -198,7 +198,15 @@ def align_dpo(
     return version, result
 
 
-def _codes(ws: Workspace, clip: Clip) -> np.ndarray:
+def voted_examples(ws: Workspace, snapshot: NamedSnapshot) -> list[DpoExample]:
+    """DPO's examples from the snapshot's decisive train votes."""
+    from alignment.training.examples import examples_from_pairs
+
+    return examples_from_pairs(snapshot.frozen.split(Split.TRAIN), ws.store.get_codes)
+
+
+def codes_of(ws: Workspace, clip: Clip) -> np.ndarray:
+    """The codes (K, T) that were sampled. Raises DataError for a clip that was not."""
     if clip.codes_sha256 is None:
         raise DataError(f"Clip {clip.id} has no sampled codes (external audio); DPO cannot score it.")
     return ws.store.get_codes(clip.codes_sha256)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -105,11 +106,15 @@ def simulate_votes(
     raters: int,
     votes: int,
     seed: int,
+    per_pair: int | None = None,
+    heard: Mapping[str, Judgement] | None = None,
     progress: Progress = no_progress,
 ) -> int:
     """Let simulated listeners vote, blind, until ``votes`` are in or no battle is left; the number saved.
 
-    Listeners take turns, so each casts about the same number. Raises DataError for a study of human raters."""
+    Listeners take turns, so each casts about the same number; with ``per_pair`` no battle gets more votes than that.
+    ``heard`` is what the judge made of the clips, if it has heard them. Raises DataError for a study of human raters.
+    """
     with ws.database.session(write=False) as s:
         study = get_study(s, study_name)
         battles = list_battles(s, study.id)
@@ -117,7 +122,9 @@ def simulate_votes(
         prompts = get_prompts(s, list({b.prompt_id for b in battles}))
     if study.rater_kind != RaterKind.SIMULATED:
         raise DataError(f"Study {study_name} is for human raters; simulated votes never share a study with theirs.")
-    heard = judge_clips(ws, judge, list(clips.values()))
+    if heard is None:
+        heard = judge_clips(ws, judge, list(clips.values()))
+    tally: Counter[uuid.UUID] = Counter()
     prompt_of = {b.id: b.prompt_id for b in battles}
     service = VoteService(ws.database, secret=ws.secret)
     panel = []
@@ -132,13 +139,15 @@ def simulate_votes(
         for member in list(active):
             session, listener, rng = member
             assignment = service.next_assignment(session, rng=rng)
-            if assignment is None:
+            # Battles with the fewest votes come first: when this one is full, so are all that the listener has left.
+            if assignment is None or (per_pair is not None and tally[assignment.battle_id] >= per_pair):
                 active.remove(member)
                 continue
             left, right = clips[assignment.left_clip_id], clips[assignment.right_clip_id]
             tags = prompts[prompt_of[assignment.battle_id]].tags
             outcome, axes = listener.vote(heard[left.audio_sha256], heard[right.audio_sha256], tags, rng)
             service.record_vote(session, VoteDraft(assignment.id, f"simulated/{assignment.id}", outcome, axes))
+            tally[assignment.battle_id] += 1
             saved += 1
             if saved % 20 == 0 or saved == votes:
                 progress(saved, votes)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from alignment.circle.generate import Clips
 from alignment.circle.workspace import Progress, Workspace, no_progress
-from alignment.domain import Prompt, Version
+from alignment.domain import Clip, Prompt, Version
 from alignment.evaluation.intervals import Interval, wilson
 from alignment.evaluation.metrics import KlEstimate, bootstrap_mean, diversity, kl_nats_per_clip
+from alignment.evaluation.win_rate import WinRate
 from alignment.simulation.judge import Judgement
 
 
@@ -44,14 +48,53 @@ def diversity_of(ws: Workspace, prompts: Sequence[Prompt], clips: Clips) -> Inte
     return diversity(np.array([[vectors[sha] for sha in two] for two in shas]))
 
 
-def followed(attribute: str, prompts: Sequence[Prompt], clips: Clips, heard: Mapping[str, Judgement]) -> Interval:
-    """Share of prompts whose first clip has, to the judge, the attribute that the caption asked for."""
+@dataclass(frozen=True)
+class Contestant:
+    """One way to sing the held-out prompts, one clip a prompt, and what was measured of it.
+
+    ``reward``, ``adherence``, ``cleanliness`` and each of ``faults`` are the judge's, (P,), in the order of the
+    prompts. ``kl_bound`` is the bound in nats a clip where KL is not estimated (best-of-N); the base has neither."""
+
+    name: str
+    label: str
+    clips: Mapping[uuid.UUID, Clip]
+    reward: np.ndarray
+    adherence: np.ndarray
+    cleanliness: np.ndarray
+    faults: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rate: WinRate | None = None
+    kl: KlEstimate | None = None
+    kl_bound: float | None = None
+    diversity: Interval | None = None
+    train_seconds: float | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure with its interval, flat, for JSON and CSV."""
+        out: dict[str, Any] = {"name": self.name, "label": self.label}
+        rate = self.rate.interval if self.rate else None
+        for key, found in {
+            "win_rate": rate, "judge_reward": bootstrap_mean(self.reward),
+            "adherence": bootstrap_mean(self.adherence), "cleanliness": bootstrap_mean(self.cleanliness),
+            "kl_nats_per_clip": self.kl.per_clip if self.kl else None, "diversity": self.diversity,
+        }.items():  # fmt: skip
+            out[key] = found.value if found else None
+            out[f"{key}_low"], out[f"{key}_high"] = (found.low, found.high) if found else (None, None)
+        out |= {f"fault_{name}": float(values.mean()) for name, values in self.faults.items()}
+        out["kl_bound_nats"] = self.kl_bound
+        out["votes"], out["decisive_votes"] = (self.rate.votes, self.rate.decisive) if self.rate else (None, None)
+        out["verdict"] = self.rate.verdict if self.rate else None
+        out["prompts"], out["train_seconds"] = len(self.reward), self.train_seconds
+        return out
+
+
+def followed(
+    attribute: str, prompts: Sequence[Prompt], clips: Mapping[uuid.UUID, Clip], heard: Mapping[str, Judgement]
+) -> Interval | None:
+    """Share of prompts whose clip has, to the judge, the attribute that the caption asked for; None if none asked."""
     asked = [prompt for prompt in prompts if attribute in prompt.tags]
-    hits = [heard[clips[p.id][0].audio_sha256].has(attribute, p.tags[attribute]) for p in asked]
+    if not asked:
+        return None
+    hits = [heard[clips[p.id].audio_sha256].has(attribute, p.tags[attribute]) for p in asked]
     share = float(np.mean(hits))
     low, high = wilson(share, len(hits), 1.96)  # one clip a prompt: no clusters
     return Interval(share, low, high, n=len(hits))
-
-
-def heard_mean(values: Sequence[float]) -> Interval:
-    return bootstrap_mean(np.array(values, dtype=float))

@@ -14,16 +14,28 @@ from alignment.cli.common import bar
 def demo(
     home: Annotated[Path, typer.Option(help="A run gets a new folder of its own below this one.")] = Path("data/demo"),
     config: Annotated[Path | None, typer.Option(help="Recipe; default configs/tiny.yaml.", show_default=False)] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="About three minutes, smaller numbers: configs/quick.yaml.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Fixes everything that is drawn.", show_default=False)] = None,
     shuffle_votes: Annotated[
         bool, typer.Option("--shuffle-votes", help="Control: permute winners in the snapshot, so votes say nothing.")
     ] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="Whether votes without a signal stop the run before training.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")] = False,
 ) -> None:
     """Turn the whole circle on a laptop: simulated listeners vote, DPO learns, a blind comparison decides."""
     from alignment.config import REPOSITORY, DemoSettings, Settings, load_recipe
+    from alignment.errors import ConfigError
 
-    settings = load_recipe(config or REPOSITORY / "configs" / "tiny.yaml", DemoSettings)
+    if quick and config is not None:
+        raise ConfigError("--quick is the recipe configs/quick.yaml; give --quick or --config, not both.")
+    shipped = REPOSITORY / "configs" / ("quick.yaml" if quick else "tiny.yaml")
+    settings = load_recipe(config or shipped, DemoSettings)
+    if not gate:
+        settings = settings.model_copy(update={"align": settings.align.model_copy(update={"gate": False})})
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
 
@@ -37,7 +49,7 @@ def demo(
     migrate.upgrade(where.database_url)
     ws = Workspace.open(where)
     try:
-        result = run_demo(ws, settings, folder, shuffle_votes=shuffle_votes, bar=bar)
+        result = run_demo(ws, settings, folder, shuffle_seed=settings.seed if shuffle_votes else None, bar=bar)
     finally:
         ws.database.close()
     print(terminal_table(result.report))

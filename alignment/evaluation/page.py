@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from string import Template
 
 from alignment.evaluation import plots
 from alignment.evaluation.intervals import Interval
-from alignment.evaluation.report import Contest, ReportData
+from alignment.evaluation.report import Contest, MethodRow, ReportData
 from alignment.evaluation.terminal import duration, number, percent
+from alignment.evaluation.win_rate import WinRate
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -25,7 +27,11 @@ GLOSSARY = (
         "raters and whole prompts are resampled (Cameron, Gelbach and Miller 2011) and the win rate's interval is "
         "Wilson's with the effective number of votes. Few raters give wide intervals.",
     ),
-    ("Verdict", "“gain” when the lower bound of the first win rate is above 50%, else “no gain”."),
+    (
+        "Verdict",
+        "“gain” when the lower bound of the first win rate is above 50%, else “no gain”; “not trained” when the "
+        "trust gate refused.",
+    ),
     ("Blind", "listeners never see which version sings; sides are drawn anew for each assignment."),
     ("Left share", "share of decisive votes won by the clip shown left; near 50% when position does not matter."),
     (
@@ -47,6 +53,20 @@ GLOSSARY = (
         "the base sings N clips and the reward model picks one; no training. It costs ln N − (N−1)/N nats of KL and "
         "shows what the reward model alone can give.",
     ),
+    (
+        "Expert iteration",
+        "the adapter learns, by maximum likelihood, to sing the clips that the reward model likes best of N.",
+    ),
+    (
+        "Judge reward",
+        "mean utility of a clip to the comparing listeners, as the gold judge hears it and without their noise; in "
+        "the unit of that noise. The judge trains nothing.",
+    ),
+    (
+        "Trust gate",
+        "nothing is aligned unless a reward model predicts votes on prompts it never saw better than chance: the "
+        "lower bound of its cross-validated accuracy must be above 50%.",
+    ),
     ("DPO", "direct preference optimisation (Rafailov et al. 2023), here on a LoRA adapter; the base never changes."),
     (
         "Simulated listeners",
@@ -63,6 +83,7 @@ def render_page(data: ReportData) -> str:
     sections = [
         _headline(data),
         _win_rates(data),
+        _methods(data),
         _examples(data),
         _reward(data),
         _training(data),
@@ -117,7 +138,7 @@ def _range(interval: Interval, show=percent) -> str:
 
 
 def _confidence(data: ReportData) -> str:
-    return f"{100 * data.contests[0].rate.confidence:g}%"
+    return f"{100 * data.contests[0].rate.confidence:g}%" if data.contests else "95%"
 
 
 def _figure(value: str, label: str, detail: str, badge: str = "") -> str:
@@ -128,7 +149,7 @@ def _figure(value: str, label: str, detail: str, badge: str = "") -> str:
 
 
 def _headline(data: ReportData) -> str:
-    rate = data.contests[0].rate
+    rate = data.contests[0].rate if data.contests else None
     gain = data.verdict == "gain"
     word, _, rest = data.headline.partition(": ")
     title = escape(rest[:1].upper() + rest[1:])
@@ -159,11 +180,8 @@ def _headline(data: ReportData) -> str:
         f'<section id="verdict" class="hero {"gain" if gain else "no-gain"}">'
         f'<p class="verdict"><span class="chip">{escape(word)}</span>{_badge(data)}</p>'
         f"<h1>{title}</h1>"
-        f'<p class="hero-figure"><strong>{percent(rate.value)}</strong> <span>win rate of {escape(data.candidate)} '
-        f"against {escape(', '.join(rate.opponents))}, {_confidence(data)} interval "
-        f"{_range(rate.interval)}, from {rate.votes:,} blind votes ({rate.decisive:,} decisive) by {rate.raters:,} "
-        f"{_plural(rate.raters, 'rater')} on {rate.prompts:,} held-out {_plural(rate.prompts, 'prompt')}.</span></p>"
-        f"{notes}"
+        + _hero_figure(data, rate)
+        + notes
         + (f'<dl class="figures">{"".join(tiles)}</dl>' if tiles else "")
         + (
             f'<p class="next">Listen and vote on this very database: <code>{escape(data.next_command)}</code></p>'
@@ -174,11 +192,24 @@ def _headline(data: ReportData) -> str:
     )
 
 
+def _hero_figure(data: ReportData, rate: WinRate | None) -> str:
+    if rate is None:
+        return ""
+    return (
+        f'<p class="hero-figure"><strong>{percent(rate.value)}</strong> <span>win rate of {escape(data.candidate)} '
+        f"against {escape(', '.join(rate.opponents))}, {_confidence(data)} interval "
+        f"{_range(rate.interval)}, from {rate.votes:,} blind votes ({rate.decisive:,} decisive) by {rate.raters:,} "
+        f"{_plural(rate.raters, 'rater')} on {rate.prompts:,} held-out {_plural(rate.prompts, 'prompt')}.</span></p>"
+    )
+
+
 def _plural(count: int, word: str) -> str:
     return word if count == 1 else word + "s"
 
 
 def _win_rates(data: ReportData) -> str:
+    if not data.contests:
+        return ""
     domain = plots.share_domain([c.rate.interval for c in data.contests])
     rows = []
     for contest in data.contests:
@@ -243,6 +274,54 @@ def _votes_table(contests: tuple[Contest, ...] | list[Contest], data: ReportData
     )
 
 
+def _methods(data: ReportData) -> str:
+    if not data.methods:
+        return ""
+
+    def css(row: MethodRow) -> str:
+        return "aligned" if row.headline else "base" if row.kl is None else "other"
+
+    def cell(
+        row: MethodRow, found: Interval | None, show: Callable[[float | None], str] = number, instead: str = "–"
+    ) -> str:
+        if found is None:
+            return f"<td>{instead}</td>"
+        count = "" if found.n == row.judge_reward.n else f" · n = {found.n:,}"  # else the row's own
+        return f"<td>{show(found.value)}<small>{_range(found, show)}{count}</small></td>"
+
+    base = data.methods[0]
+    charts = [
+        plots.kl_chart(
+            "Win rate against KL", [(m.nats, m.win_rate, m.label, css(m)) for m in data.methods if m.win_rate],
+            reference=0.5, show=percent, note="Best-of-N stands at the most that it can cost.",
+        ),
+        plots.kl_chart(
+            "Judge reward against KL", [(m.nats, m.judge_reward, m.label, css(m)) for m in data.methods],
+            reference=base.judge_reward.value, note="Dashed: the base. A fall at more KL is over-optimisation.",
+        ),
+    ]  # fmt: skip
+    rows = "".join(
+        f'<tr{" class=headline" if m.headline else ""}><th scope="row">{escape(m.label)}'
+        f"<small>{m.judge_reward.n:,} {_plural(m.judge_reward.n, 'prompt')}</small></th>"
+        f"{cell(m, m.win_rate, percent)}{cell(m, m.judge_reward)}"
+        f"{cell(m, m.kl, instead='–' if m.kl_bound is None else f'≤ {number(m.kl_bound)}')}"
+        f"{cell(m, m.cleanliness)}{cell(m, m.adherence)}{cell(m, m.diversity)}</tr>"
+        for m in data.methods
+    )
+    names = ("Win rate", "Judge reward", "KL, nats a clip", "Cleanliness", "Follows caption", "Diversity")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return _section(
+        "methods",
+        "Methods side by side",
+        f'<div class="charts">{"".join(charts)}</div><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Methods side by side"><table class="methods"><thead><tr><th scope="col">Method</th>{head}</tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>",
+        _badge(data),
+        "The same held-out prompts, listeners and judge for all. The recipe chose the headline before any of them was "
+        "compared.",
+    )
+
+
 def _examples(data: ReportData) -> str:
     if not data.examples:
         return ""
@@ -300,7 +379,7 @@ def _reward(data: ReportData) -> str:
         "Reward model",
         forest + _facts({"name": card.name, **card.facts}),
         _badge(data),
-        "Share of decisive votes on held-out prompts that each head orders as the rater did. The dashed line is "
+        "Share of decisive votes on prompts it never saw that each head orders as the rater did. The dashed line is "
         "chance.",
     )
 

@@ -137,3 +137,51 @@ def line_chart(
         f"<span>{tick_label(last)}</span></div>"
         f"{caption}</figure>"
     )
+
+
+def kl_chart(
+    label: str, points: Sequence[tuple[float, Interval, str, str]], *, reference: float, show=number, note: str = ""
+) -> str:
+    """What is won against what it costs: (KL in nats, value with interval, name, CSS class), the square root of KL
+    across, as over-optimisation curves are drawn (arXiv:2210.10760); ``reference`` is the base's level."""
+    points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1].value)]
+    if not points:
+        return ""
+    edges = [x for _, i, _, _ in points for x in (i.value, i.low, i.high) if math.isfinite(x)] + [reference]
+    ticks = nice_ticks(min(edges), max(edges))
+    bottom, top, height = ticks[0], ticks[-1], 220
+    most = max(max(kl for kl, *_ in points), 1.0)
+
+    def x(kl: float) -> str:
+        return f"{11 + 71 * math.sqrt(max(kl, 0.0) / most):.2f}%"  # room for the last name
+
+    def y(value: float) -> float:
+        return round(14 + (height - 44) * (top - value) / (top - bottom), 1)
+
+    parts = [f'<svg class="klchart" width="100%" height="{height}" role="img" aria-label="{escape(label)}">']
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="8%" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>')
+        parts.append(f'<text class="tick" x="0" y="{y(tick) - 3}">{escape(show(tick))}</text>')
+    parts.append(f'<line class="reference" x1="8%" x2="100%" y1="{y(reference)}" y2="{y(reference)}"/>')
+    for tick in (0, 1, 4, 10, 25, 50, 100, 200, 400, 800):
+        if tick <= most and (tick == 0 or math.sqrt(tick / most) > 0.08):
+            parts.append(f'<text class="tick" x="{x(tick)}" y="{height - 4}" text-anchor="middle">{tick}</text>')
+    for rank, (kl, interval, name, css) in enumerate(sorted(points, key=lambda p: p[0])):
+        at = x(kl)
+        if math.isfinite(interval.low) and math.isfinite(interval.high):
+            parts.append(
+                f'<line class="whisker {css}" x1="{at}" x2="{at}" y1="{y(interval.low)}" y2="{y(interval.high)}"/>'
+            )
+        title = f"{name}: {show(interval.value)} at {number(kl)} nats"
+        parts.append(
+            f'<circle class="point {css}" cx="{at}" cy="{y(interval.value)}" r="5"><title>{escape(title)}</title>'
+            "</circle>"
+        )
+        shift = -9 if rank % 2 else 15  # neighbours' names stand above and below
+        parts.append(f'<text class="name" x="{at}" dx="8" y="{y(interval.value) + shift}">{escape(name)}</text>')
+    parts.append(f'<text class="tick" x="100%" y="{height - 4}" text-anchor="end">nats</text></svg>')
+    caption = f'<p class="chart-note">{escape(note)}</p>' if note else ""
+    return (
+        f'<figure class="chart"><figcaption><span class="chart-label">{escape(label)}</span></figcaption>'
+        f"{''.join(parts)}{caption}</figure>"
+    )

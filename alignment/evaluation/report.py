@@ -69,6 +69,28 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class MethodRow:
+    """One way to sing, beside the others: every figure on the same prompts, by the same listeners and judge.
+
+    ``kl_bound`` stands in, in nats a clip, where KL is not estimated: best-of-N. The base has neither."""
+
+    label: str
+    judge_reward: Interval
+    cleanliness: Interval
+    adherence: Interval
+    win_rate: Interval | None = None
+    kl: Interval | None = None
+    kl_bound: float | None = None
+    diversity: Interval | None = None
+    headline: bool = False
+
+    @property
+    def nats(self) -> float:
+        """KL to the base in nats a clip, as estimated, else its bound, else 0."""
+        return self.kl.value if self.kl else self.kl_bound or 0.0
+
+
+@dataclass(frozen=True)
 class AdherenceRow:
     """Share of clips in which an attribute is what the caption asked for, in [0, 1], base against aligned."""
 
@@ -120,6 +142,8 @@ class FigureTrace:
 class ReportData:
     """Everything a report shows. The first contest is the headline; empty sections are left out of the page.
 
+    ``not_trained`` is the reason in a sentence when a run ended without a version to compare, and has no contest.
+
     ``simulated`` has no default: whoever builds a report says whether its votes are people's.
     ``run`` holds what all figures share: commit, seed, database, library versions, machine.
     """
@@ -132,6 +156,7 @@ class ReportData:
     contests: Sequence[Contest]
     reward: RewardCard | None = None
     curves: Sequence[Curve] = ()
+    methods: Sequence[MethodRow] = ()
     metrics: Sequence[MetricRow] = ()
     adherence: Sequence[AdherenceRow] = ()
     examples: Sequence[Example] = ()
@@ -141,9 +166,10 @@ class ReportData:
     run: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()  # shown under the headline: "Votes were shuffled: a control run."
     next_command: str = ""
+    not_trained: str = ""
 
     def __post_init__(self) -> None:
-        if not self.contests:
+        if not self.contests and not self.not_trained:
             raise DataError("A report needs at least one win rate: its headline rests on it.")
         for example in self.examples:
             for clip in example.clips:
@@ -155,12 +181,16 @@ class ReportData:
 
     @property
     def verdict(self) -> str:
-        """"gain" when the headline win rate's lower bound is above one half, else "no gain"."""
+        """"gain" when the headline win rate's lower bound is above one half, else "no gain", or "not trained"."""
+        if not self.contests:
+            return "not trained"
         return self.contests[0].rate.verdict
 
     @property
     def headline(self) -> str:
         """The verdict as one sentence without figures."""
+        if not self.contests:
+            return f"Not trained: {self.not_trained[:1].lower()}{self.not_trained[1:]}"
         listeners = "Simulated listeners" if self.simulated else "Listeners"
         rate = self.contests[0].rate
         if rate.low > 0.5:

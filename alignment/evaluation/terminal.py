@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 from alignment.evaluation.intervals import Interval
@@ -42,7 +43,7 @@ def _range(interval: Interval, show) -> str:
 
 def render_table(data: ReportData) -> str:
     """See ``report.terminal_table``."""
-    confidence = f"{100 * data.contests[0].rate.confidence:g}%"
+    confidence = f"{100 * data.contests[0].rate.confidence:g}%" if data.contests else "95%"
     rows: list[tuple[str, str, str, str]] = [("", "value", f"{confidence} interval", "n")]
     for contest in data.contests:
         rate = contest.rate
@@ -51,6 +52,14 @@ def render_table(data: ReportData) -> str:
         found = head.accuracy
         label = f"Reward accuracy, {head.head}"
         rows.append((label, percent(found.value), _range(found, percent), f"{found.n} pairs"))
+    for method in data.methods:
+        found = method.judge_reward
+        rows.append((f"Judge reward, {method.label}", number(found.value), _range(found, number), f"{found.n}"))
+    for method in data.methods:
+        if method.kl:
+            found = method.kl
+            rows.append((f"KL to base, {method.label}", f"{number(found.value)} nats", _range(found, number),
+                         f"{found.n}"))  # fmt: skip
     for metric in data.metrics:
         for name, found in (("base", metric.base), ("aligned", metric.aligned)):
             if found is not None:
@@ -69,19 +78,20 @@ def render_table(data: ReportData) -> str:
     if data.simulated:
         lines.insert(1, "SIMULATED LISTENERS: these votes come from a program, not from people.")
     for note in data.notes:
-        lines.insert(len(lines) - 1, clean(note))
+        lines[-1:-1] = textwrap.wrap(clean(note), 80)
     for index, row in enumerate(rows):
         lines.append(f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip())
         if index == 0:
             lines.append("─" * (sum(widths) + 6))
-    rate = data.contests[0].rate
-    lines += [
-        "",
-        f"{clean(data.contests[0].label)}: {rate.wins} wins, {rate.losses} losses, {rate.ties} ties, "
-        f"{rate.both_bad} both bad; {rate.decisive} decisive;",
-        f"{rate.raters} raters, {rate.prompts} prompts."
-        + (f" Left clip won {percent(rate.left_share.value)} of decisive votes." if rate.left_share else ""),
-    ]
+    lines.append("")
+    for contest in data.contests[:1]:
+        rate = contest.rate
+        lines += [
+            f"{clean(contest.label)}: {rate.wins} wins, {rate.losses} losses, {rate.ties} ties, "
+            f"{rate.both_bad} both bad; {rate.decisive} decisive;",
+            f"{rate.raters} raters, {rate.prompts} prompts."
+            + (f" Left clip won {percent(rate.left_share.value)} of decisive votes." if rate.left_share else ""),
+        ]
     if data.stages:
         total = sum(stage.seconds for stage in data.stages)
         memory = f", peak memory {data.peak_memory_mb:,.0f} MB" if data.peak_memory_mb is not None else ""

@@ -28,13 +28,14 @@ Embeddings = Mapping[str, np.ndarray]
 class Scores:
     """Scores of N clips, each (N,) float64, in logits: the difference of two clips is the log-odds that one is liked.
 
-    ``uncertainty`` is the deviation of the preference score between the ensemble's members. A head that had nothing to
-    learn from (no vote answered its question) is all NaN."""
+    ``members`` (M, N) are the preference scores of the ensemble's members and ``uncertainty`` their deviation. A head
+    that had nothing to learn from (no vote answered its question) is all NaN."""
 
     text_adherence: np.ndarray
     quality: np.ndarray
     preference: np.ndarray
     uncertainty: np.ndarray
+    members: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class RewardModel:
             raise DataError("An embedding is not finite; is a clip silent or damaged?")
         members = self.member_scores(torch.from_numpy(audio), torch.from_numpy(text))
         means = {head: scores.mean(0).double().numpy() for head, scores in members.items()}
-        spread = members["preference"].std(0, correction=0).double().numpy()
+        each = members["preference"].double().numpy()
         for head in set(HEADS) - set(self.trained_heads):
             means[head] = np.full(len(prompts), np.nan)
-        return Scores(**means, uncertainty=spread)
+        return Scores(**means, uncertainty=each.std(0), members=each)
 
     @torch.no_grad()
     def member_scores(self, audio: torch.Tensor, text: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -107,15 +108,22 @@ class RewardModel:
         decisive = [pair for pair in pairs if pair.preference != 0.5]
         if not decisive:
             raise DataError(f"None of {len(pairs)} votes is decisive; accuracy needs votes for one of two clips.")
+        correct = self.agreement(decisive, audio_embeddings, text_embeddings, head=head)
+        prompts = [pair.prompt_text for pair in decisive]
+        low, high, clusters = _clustered_interval(correct, prompts, confidence, rounds, seed)
+        return RewardAccuracy(float(correct.mean()), low, high, len(decisive), clusters, confidence)
+
+    def agreement(
+        self, decisive: Sequence[Pair], audio_embeddings: Embeddings, text_embeddings: Embeddings, *, head: str
+    ) -> np.ndarray:
+        """(n,): 1 where a head scores the winner of a decisive vote higher, 0 where lower, 0.5 at equal scores."""
         prompts = [pair.prompt_text for pair in decisive]
         text = stack(text_embeddings, prompts, "text embedding of prompt")
         sides = [stack(audio_embeddings, [getattr(pair, side).audio_sha256 for pair in decisive], "embedding of clip")
                  for side in ("a", "b")]  # fmt: skip
         score_a, score_b = (getattr(self.score(prompts, audio, text), head) for audio in sides)
         sign = np.where([pair.preference > 0.5 for pair in decisive], 1.0, -1.0)
-        correct = 0.5 + 0.5 * np.sign((score_a - score_b) * sign)  # 1 right, 0 wrong, 0.5 equal scores
-        low, high, clusters = _clustered_interval(correct, prompts, confidence, rounds, seed)
-        return RewardAccuracy(float(correct.mean()), low, high, len(decisive), clusters, confidence)
+        return 0.5 + 0.5 * np.sign((score_a - score_b) * sign)
 
     def save(self, folder: str | Path) -> None:
         """Write heads.safetensors and reward.json; a failure leaves nothing half-written (StoreError)."""

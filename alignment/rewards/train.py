@@ -8,7 +8,7 @@ log-odds of a vote (Guo et al., arXiv:1706.04599). Members differ in their initi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,6 +75,43 @@ def train_reward(
     model.metrics = {"epochs": epochs, "train_pairs": len(train_pairs), "valid_pairs": len(valid_pairs),
                      "valid_loss": best}  # fmt: skip
     return model
+
+
+def cross_validate(
+    pairs: Sequence[Pair],
+    audio_embeddings: Embeddings,
+    text_embeddings: Embeddings,
+    settings: RewardSettings,
+    *,
+    folds: int = 5,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Pair], dict[str, np.ndarray]]:
+    """(the decisive pairs, {head: agreement (n,) of a reward model that never saw the pair's prompt}).
+
+    Prompts are dealt into ``folds``, whatever their split: each fold is predicted by a model trained on the others, of
+    which the next one stops its training. Raises DataError with fewer prompts than folds."""
+    prompts = sorted({pair.prompt_text for pair in pairs})
+    if len(prompts) < folds:
+        raise DataError(f"The votes are on {len(prompts)} prompts; {folds} folds need at least as many.")
+    order = np.random.default_rng(settings.seed).permutation(len(prompts))
+    fold_of = {prompts[p]: place % folds for place, p in enumerate(order)}
+    tested: list[Pair] = []
+    found: dict[str, list[np.ndarray]] = {}
+    for fold in range(folds):
+        split_of = {fold: Split.TEST, (fold + 1) % folds: Split.VALID}
+        dealt = [replace(pair, split=split_of.get(fold_of[pair.prompt_text], Split.TRAIN)) for pair in pairs]
+        decisive = [pair for pair in dealt if pair.split == Split.TEST and pair.preference != 0.5]
+        if decisive:
+            model = train_reward(dealt, audio_embeddings, text_embeddings, settings)
+            tested += decisive
+            for head in model.trained_heads:
+                agreement = model.agreement(decisive, audio_embeddings, text_embeddings, head=head)
+                found.setdefault(head, []).append(agreement)
+        if on_progress is not None:
+            on_progress(fold + 1, folds)
+    # A head that one fold's model had no answer for has no agreement over all pairs.
+    whole = {head: np.concatenate(parts) for head, parts in found.items()}
+    return tested, {head: values for head, values in whole.items() if len(values) == len(tested)}
 
 
 def pair_tensors(pairs: Sequence[Pair], audio_embeddings: Embeddings, text_embeddings: Embeddings) -> PairTensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from alignment.music.text import TextBatch, encode_prompts
-from alignment.training.examples import DpoExample
+from alignment.training.examples import ClipExample, DpoExample
 from alignment.training.losses import sequence_logprobs
 
 if TYPE_CHECKING:
@@ -81,8 +81,11 @@ class PairDataset(Dataset):
 
     @classmethod
     @torch.no_grad()
-    def with_reference(cls, policy: PolicyModule, examples: Sequence[DpoExample], *, batch_size: int) -> PairDataset:
-        """The dataset of the examples; prompts are encoded once and clips scored once with the adapter off."""
+    def with_reference(
+        cls, policy: PolicyModule, examples: Sequence[DpoExample], *, batch_size: int, at_start: bool = False
+    ) -> PairDataset:
+        """The dataset of the examples; prompts are encoded once and clips scored once: with the adapter off, or
+        ``at_start`` with the adapter as it is now."""
         texts = _encode_once(policy.music, [example.prompt for example in examples])
         mean_weight = float(np.mean([example.weight for example in examples]))
         items: list[dict[str, Any]] = [
@@ -98,7 +101,7 @@ class PairDataset(Dataset):
         ]
         training = policy.hf.training
         policy.hf.eval()
-        with policy.music.reference():
+        with nullcontext() if at_start else policy.music.reference():
             for start in range(0, len(items), batch_size):
                 batch = items[start : start + batch_size]
                 inputs = {name: value.to(policy.device) for name, value in collate(batch).items()}
@@ -109,29 +112,56 @@ class PairDataset(Dataset):
         return cls(items)
 
 
+class ClipDataset(Dataset):
+    """Single clips with their prompt's encoding, ready for ``collate_clips``."""
+
+    def __init__(self, policy: PolicyModule, examples: Sequence[ClipExample]) -> None:
+        texts = _encode_once(policy.music, [example.prompt for example in examples])
+        mean_weight = float(np.mean([example.weight for example in examples]))
+        self.items = [
+            {
+                "clip": torch.from_numpy(np.array(example.codes, dtype=np.int64)),
+                "hidden": texts[example.prompt],
+                "weight": example.weight / mean_weight,
+            }
+            for example in examples
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """One batch of B pairs: codes (2 B, K, T), chosen first; frames and counts (2 B,); hidden (2 B, L, D) and mask."""
+    """One batch of B pairs: ``_padded``'s tensors of 2 B clips, chosen first, and three (B,) float64."""
     clips = [item["chosen"] for item in items] + [item["rejected"] for item in items]
+    return _padded(clips, [item["hidden"] for item in items] * 2) | {
+        name: torch.tensor([item[name] for item in items], dtype=torch.float64)
+        for name in ("weight", "ref_chosen", "ref_rejected")
+    }
+
+
+def collate_clips(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """One batch of B single clips: ``_padded``'s tensors and weight (B,) float64."""
+    weight = torch.tensor([item["weight"] for item in items], dtype=torch.float64)
+    return _padded([item["clip"] for item in items], [item["hidden"] for item in items]) | {"weight": weight}
+
+
+def _padded(clips: Sequence[Tensor], texts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """N clips: codes (N, K, T); frames and counts (N,); their prompts' hidden (N, L, D) and mask (N, L)."""
     frames = torch.tensor([clip.shape[1] for clip in clips])
     codes = torch.zeros(len(clips), clips[0].shape[0], int(frames.max()), dtype=torch.int64)
     for row, clip in enumerate(clips):
         codes[row, :, : clip.shape[1]] = clip
-    texts = [item["hidden"] for item in items] * 2
     longest = max(len(text) for text in texts)
     hidden = texts[0].new_zeros(len(texts), longest, texts[0].shape[1])
     mask = torch.zeros(len(texts), longest, dtype=torch.int64)
     for row, text in enumerate(texts):
         hidden[row, : len(text)] = text
         mask[row, : len(text)] = 1
-    return {
-        "codes": codes,
-        "frames": frames,
-        "counts": frames * codes.shape[1],
-        "hidden": hidden,
-        "mask": mask,
-        **{name: torch.tensor([item[name] for item in items], dtype=torch.float64)
-           for name in ("weight", "ref_chosen", "ref_rejected")},
-    }  # fmt: skip
+    return {"codes": codes, "frames": frames, "counts": frames * codes.shape[1], "hidden": hidden, "mask": mask}
 
 
 def _encode_once(model: MusicModel, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alignment.errors import DataError
-from alignment.training.examples import DpoExample
+from alignment.training.examples import ClipExample, DpoExample
 
 
 def choose_best(scores: np.ndarray) -> np.ndarray:
@@ -20,16 +20,21 @@ def choose_best(scores: np.ndarray) -> np.ndarray:
 
 def best_worst_pairs(
     prompts: Sequence[str],
-    codes: np.ndarray,
+    codes: Sequence[np.ndarray],
     scores: np.ndarray,
     *,
+    per_prompt: int = 1,
     min_margin: float = 0.0,
+    members: np.ndarray | None = None,
     weight: float = 1.0,
 ) -> list[DpoExample]:
-    """One example a prompt: its best clip chosen, its worst rejected, in the order of the prompts.
+    """The best ``per_prompt`` clips of each prompt against its worst (best with worst, second with last but one, ...),
+    in the order of the prompts.
 
-    codes (P, N, K, T); scores (P, N). A prompt is left out when its best and worst differ by no more than
-    ``min_margin`` (equal scores say nothing). Raises DataError on mismatched shapes or scores that are not finite."""
+    codes (P, N, K, T); scores (P, N). A pair is left out when its scores differ by no more than ``min_margin`` (equal
+    scores say nothing). With ``members`` (M, P, N), the scores of an ensemble's M members, the margin counts
+    deviations of the members' own differences: a pair on which they disagree is left out. Raises DataError on
+    mismatched shapes, scores that are not finite, and more pairs than N clips make."""
     scores = _checked(scores)
     codes = np.asarray(codes)
     if codes.ndim != 4 or codes.shape[:2] != scores.shape or len(prompts) != len(scores):
@@ -37,12 +42,33 @@ def best_worst_pairs(
             f"{len(prompts)} prompts, codes {codes.shape} and scores {scores.shape} do not fit; "
             "(P), (P, N, K, T) and (P, N) are needed."
         )
-    best, worst = scores.argmax(axis=1), scores.argmin(axis=1)
-    return [
-        DpoExample(prompt, codes[p, best[p]], codes[p, worst[p]], weight)
-        for p, prompt in enumerate(prompts)
-        if scores[p, best[p]] - scores[p, worst[p]] > min_margin
-    ]
+    if members is not None and members.shape[1:] != scores.shape:
+        raise DataError(f"Members' scores are {members.shape}; (M, {scores.shape[0]}, {scores.shape[1]}) is needed.")
+    if not 1 <= per_prompt <= scores.shape[1] // 2:
+        raise DataError(f"{per_prompt} pairs of {scores.shape[1]} clips; each clip can be in one pair only.")
+    order = np.argsort(-scores, axis=1, kind="stable")  # best first; the first among equals
+    made = []
+    for p, prompt in enumerate(prompts):
+        for rank in range(per_prompt):
+            best, worst = order[p, rank], order[p, -1 - rank]
+            difference, unit = scores[p, best] - scores[p, worst], 1.0
+            if members is not None:
+                unit = float((members[:, p, best] - members[:, p, worst]).std())
+            if difference > min_margin * unit and difference > 0:
+                made.append(DpoExample(prompt, codes[p, best], codes[p, worst], weight))
+    return made
+
+
+def kept_clips(
+    prompts: Sequence[str], codes: Sequence[np.ndarray], scores: np.ndarray, *, keep: int
+) -> list[ClipExample]:
+    """The best ``keep`` of each prompt's N clips, best first, in the order of the prompts: what expert iteration
+    imitates. codes (P, N, K, T); scores (P, N). Raises DataError when as many are kept as there are."""
+    scores = _checked(scores)
+    if not 1 <= keep < scores.shape[1]:
+        raise DataError(f"{keep} of {scores.shape[1]} clips kept; to keep all of them chooses nothing.")
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+    return [ClipExample(prompt, codes[p][best]) for p, prompt in enumerate(prompts) for best in order[p]]
 
 
 def best_of_n_kl(n: int) -> float:

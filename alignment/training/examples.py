@@ -1,4 +1,4 @@
-"""DPO's examples: what a pair of sampled clips becomes before it reaches the trainer."""
+"""Training examples: what sampled clips become before they reach a trainer."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ class DpoExample:
     prompt: str
     chosen: np.ndarray
     rejected: np.ndarray
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class ClipExample:
+    """One clip to imitate, as the codes that were sampled, (K, T)."""
+
+    prompt: str
+    codes: np.ndarray
     weight: float = 1.0
 
 
@@ -45,12 +54,14 @@ def examples_from_pairs(
     return examples
 
 
-def check_examples(examples: Sequence[DpoExample], *, codebooks: int, codebook_size: int) -> None:
+def check_examples(
+    examples: Sequence[DpoExample] | Sequence[ClipExample], *, codebooks: int, codebook_size: int
+) -> None:
     """Raise DataError, naming the first example at fault, unless every one can be scored by the model."""
     if not examples:
         raise DataError("There are no pairs to train on: every vote was a tie or was dropped. Collect decisive votes.")
     for number, example in enumerate(examples):
-        for name, codes in (("chosen", example.chosen), ("rejected", example.rejected)):
+        for name, codes in _sides(example):
             found = np.shape(codes)
             if len(found) != 2 or found[0] != codebooks or found[1] < 1:
                 raise DataError(f"Example {number}: {name} codes are {found}; ({codebooks}, T) is needed.")
@@ -63,12 +74,18 @@ def check_examples(examples: Sequence[DpoExample], *, codebooks: int, codebook_s
             raise DataError(f"Example {number}: weight is {example.weight}; it must be above 0.")
 
 
-def examples_sha256(examples: Sequence[DpoExample]) -> str:
+def examples_sha256(examples: Sequence[DpoExample] | Sequence[ClipExample]) -> str:
     """sha256, hex, of the examples in their order: what ties a run folder to its data."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.prompt}\0{float(example.weight)!r}\0".encode())
-        for codes in (example.chosen, example.rejected):
+        for _, codes in _sides(example):
             values = np.ascontiguousarray(codes, dtype=np.int64)
             digest.update(f"{values.shape}".encode() + values.tobytes())
     return digest.hexdigest()
+
+
+def _sides(example: DpoExample | ClipExample) -> tuple[tuple[str, np.ndarray], ...]:
+    if isinstance(example, DpoExample):
+        return (("chosen", example.chosen), ("rejected", example.rejected))
+    return (("its", example.codes),)

@@ -1,0 +1,43 @@
+"""Whether the votes can be trusted to align anything: a reward model's accuracy on prompts it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alignment.circle.learn import NamedSnapshot
+from alignment.circle.workspace import Progress, Workspace, no_progress
+from alignment.config import RewardSettings
+from alignment.evaluation.intervals import Interval, clustered_share
+
+NOT_TRAINED = "not trained"
+REFUSAL = "The votes carry no signal the reward model can find, so nothing was trained."
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Cross-validated accuracy of each head over all decisive votes, clustered by rater and prompt."""
+
+    accuracy: Mapping[str, Interval]
+    folds: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the preference head is better than chance: its interval lies above one half."""
+        return self.accuracy["preference"].low > 0.5
+
+
+def measure_trust(
+    ws: Workspace, snapshot: NamedSnapshot, settings: RewardSettings, folds: int, progress: Progress = no_progress
+) -> Trust:
+    """Train a reward model a fold, each time on the other prompts, and ask it about the votes left out.
+
+    All of the snapshot's votes take part: a single test split has too few to tell a weak signal from none."""
+    from alignment.rewards.train import cross_validate
+
+    pairs = snapshot.frozen.pairs
+    audio = ws.embed_audio([ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)])
+    text = ws.embed_text([pair.prompt_text for pair in pairs])
+    tested, agreement = cross_validate(pairs, audio, text, settings, folds=folds, on_progress=progress)
+    raters, prompts = [pair.rater_id for pair in tested], [pair.prompt_id for pair in tested]
+    return Trust({head: clustered_share(values, raters, prompts) for head, values in agreement.items()}, folds)
