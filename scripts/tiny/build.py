@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--codec-minutes", default="27")
     parser.add_argument("--polish-minutes", default="14")
     parser.add_argument("--decoder-minutes", default="52")
-    parser.add_argument("--clap-minutes", default="9")
+    parser.add_argument("--clap-minutes", default="11")
     args = parser.parse_args()
 
     def run(module: str, *arguments: str) -> None:
