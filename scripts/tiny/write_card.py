@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import textwrap
 import time
 from importlib import metadata
 
@@ -113,7 +114,10 @@ def main() -> None:
     facts["clap"] = clap.name
     facts["judge"] = judge.facts
     facts["training"] = {
-        name: json.loads((BUILD / f"{name}.json").read_text()) for name in ("codec", "decoder", "clap")
+        "judge": {"epochs": judge.facts["epochs"], "seconds": judge.facts["train_seconds"],
+                  "clips": judge.facts["training_clips"], "seed": judge.facts["seed"]},
+    } | {
+        name: json.loads((BUILD / f"{name}.json").read_text()) for name in ("codec", "codec_polish", "decoder", "clap")
         if (BUILD / f"{name}.json").exists()
     }  # fmt: skip
     (TARGET / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -150,7 +154,7 @@ def card(facts: dict, clips: int, reference: int) -> str:
     decoder, encoder = config["decoder"], config["audio_encoder"]
     hop = int(np.prod(encoder["upsampling_ratios"]))
     size = sum(p.stat().st_size for p in TARGET.rglob("*") if p.is_file()) / 1e6
-    return f"""---
+    return wrapped(f"""---
 license: mit
 library_name: transformers
 tags: [text-to-music, musicgen]
@@ -200,7 +204,16 @@ Memorisation: the median clip's nearest training clip is {one["nearest_training"
 Card measured with torch {metadata.version("torch")}, transformers {metadata.version("transformers")}, Python
 {platform.python_version()}. Rebuild everything, data to card, with `make tiny`; training is bounded by minutes, so
 another machine takes other numbers of steps.
-"""
+""")
+
+
+def wrapped(text: str) -> str:
+    """Running text in lines of at most 118 characters; tables, lists, headings and front matter as they are."""
+
+    def wrap(block: str) -> str:
+        return block if block.startswith(("|", "-", "#")) else textwrap.fill(block, 118, break_long_words=False)
+
+    return "\n\n".join(wrap(block) for block in text.split("\n\n")) + "\n"
 
 
 if __name__ == "__main__":
