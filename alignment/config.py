@@ -33,7 +33,7 @@ class GenerationSettings(Recipe):
     temperature: float = Field(1.0, gt=0, le=5, description="softmax temperature; 1 samples the model as it is")
     top_k: int = Field(0, ge=0, description="keep the k likeliest codes; 0 keeps all")
     guidance: float = Field(1.0, ge=1, le=20, description="classifier-free guidance; 1 is none")
-    clip_seconds: float = Field(4.0, ge=0.5, le=30, description="length of a clip in seconds")
+    clip_seconds: float = Field(5.0, ge=0.5, le=30, description="length of a clip in seconds")
 
     def to_domain(self) -> GenerationConfig:
         return GenerationConfig(self.temperature, self.top_k, self.guidance, self.clip_seconds)

@@ -85,7 +85,7 @@ class GenerationConfig:
     temperature: float = 1.0
     top_k: int = 0
     guidance: float = 1.0
-    clip_seconds: float = 4.0
+    clip_seconds: float = 5.0
 
     @property
     def sha256(self) -> str:

@@ -35,7 +35,7 @@ def generate(
         ),
     ] = None,
     per_prompt: Annotated[int, typer.Option(min=1, max=256, help="Clips a prompt.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0.5, max=30, help="Length of a clip.")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=0.5, max=30, help="Length of a clip.")] = 5.0,
     temperature: Annotated[float, typer.Option(min=0.01, max=5)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all.")] = 0,
     guidance: Annotated[float, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none.")] = 1.0,
