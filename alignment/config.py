@@ -65,43 +65,38 @@ class RewardSettings(Recipe):
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
-class DpoSettings(Recipe):
+class AdapterSettings(Recipe):
+    """What every training of a LoRA adapter takes (TRL's names)."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    num_train_epochs: float = Field(2.0, gt=0)
+    per_device_train_batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
+    gradient_checkpointing: bool = False
+    lora: LoraSettings = LoraSettings()
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+
+class DpoSettings(AdapterSettings):
     """Direct preference optimisation with LoRA (TRL's names)."""
 
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
     beta: float = Field(0.1, gt=0, le=100, description="strength of the pull to the reference")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of votes taken to be flipped")
-    learning_rate: float = Field(1e-4, gt=0, le=1)
-    num_train_epochs: float = Field(2.0, gt=0)
-    per_device_train_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
     chosen_weight: float = Field(
         0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)"
     )
     eval_steps: int = Field(0, ge=0, description="optimizer steps between validations; 0 trains to the end")
     patience: int = Field(3, ge=1, description="validations without a better loss before stopping")
-    save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
-    gradient_checkpointing: bool = False
-    lora: LoraSettings = LoraSettings()
-    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
-class ExpertSettings(Recipe):
+class ExpertSettings(AdapterSettings):
     """Expert iteration: maximum likelihood with LoRA on the clips that a reward model likes best (TRL's names)."""
 
     keep: int = Field(1, ge=1, description="best clips kept of each prompt's N")
-    learning_rate: float = Field(1e-4, gt=0, le=1)
-    num_train_epochs: float = Field(2.0, gt=0)
-    per_device_train_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
-    gradient_checkpointing: bool = False
-    lora: LoraSettings = LoraSettings()
-    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
 class AlignSettings(Recipe):
