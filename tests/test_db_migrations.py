@@ -60,13 +60,13 @@ def test_every_table_goes_away_on_the_way_down_and_comes_back_on_the_way_up(any_
     assert _tables(any_url) == set()
     assert migrate.current_revision(any_url) is None
     migrate.upgrade(any_url)
-    assert migrate.current_revision(any_url) == migrate.head_revision() == "0003"
+    assert migrate.current_revision(any_url) == migrate.head_revision() == "0004"
 
 
 def test_upgrading_twice_changes_nothing(sqlite_url):  # noqa: F811
     migrate.upgrade(sqlite_url)
     migrate.upgrade(sqlite_url)
-    assert migrate.current_revision(sqlite_url) == "0003"
+    assert migrate.current_revision(sqlite_url) == "0004"
 
 
 POPULATED = """
@@ -108,7 +108,7 @@ def test_a_populated_older_database_keeps_its_votes_and_gets_its_battles_counted
     migrate.upgrade(any_url, "0001")
     engine = create_engine(any_url)
     _populate(engine)
-    with pytest.raises(SchemaVersionError, match="has schema 0001, older than 0003.*attune db upgrade"):
+    with pytest.raises(SchemaVersionError, match="has schema 0001, older than 0004.*attune db upgrade"):
         open_database(any_url)
     migrate.upgrade(any_url)
     with engine.connect() as connection:
@@ -143,15 +143,27 @@ def test_append_only_tables_refuse_to_change_or_lose_a_row_after_the_upgrade(any
     engine.dispose()
 
 
+KNOWN = {"p": 1, "c1": 4, "s": 6, "r": 9, "l": 10, "a": 11, "w1": 12, "x": 99}  # the rest of _populate's ids
+
+
 def _fill_the_rest(connection: sa.Connection) -> None:
-    ids = {name: f"{number:032x}" for name, number in {"c1": 4, "l": 10, "a": 11, "w1": 12, "x": 99}.items()}
+    ids = {name: f"{number:032x}" for name, number in KNOWN.items()}
+    yes = "true" if connection.dialect.name == "postgresql" else "1"
     time = "2026-01-02 03:04:05"
     for statement in (
         f"INSERT INTO listen_event (assignment_id, seq, type, received_at) VALUES ('{ids['a']}', 0, 'play', '{time}')",
         f"INSERT INTO vote_axis VALUES ('{ids['w1']}', 'quality', 1)",
         "INSERT INTO clip_rating (id, session_id, clip_id, idempotency_key, created_at) "
         f"VALUES ('{ids['x']}', '{ids['l']}', '{ids['c1']}', 'rating-1', '{time}')",
-        f"INSERT INTO vote_flag VALUES ('{ids['x']}', '{ids['w1']}', 'speed', '1', 'ok', '{time}')",
+        "INSERT INTO vote_flag (id, vote_id, detector, detector_version, verdict, created_at) "
+        f"VALUES ('{ids['x']}', '{ids['w1']}', 'speed', '1', 'ok', '{time}')",
+        "INSERT INTO consent (id, rater_id, study_id, text_version, training, publication, created_at) "
+        f"VALUES ('{ids['x']}', '{ids['r']}', '{ids['s']}', '1', {yes}, {yes}, '{time}')",
+        "INSERT INTO invite (id, study_id, token_sha256, created_at) "
+        f"VALUES ('{ids['x']}', '{ids['s']}', '0', '{time}')",
+        f"INSERT INTO invite_use (session_id, invite_id, created_at) VALUES ('{ids['l']}', '{ids['x']}', '{time}')",
+        "INSERT INTO rating_item (id, study_id, prompt_id, clip_id, kind, created_at) "
+        f"VALUES ('{ids['x']}', '{ids['s']}', '{ids['p']}', '{ids['c1']}', 'normal', '{time}')",
         f"INSERT INTO audit_log (id, actor, action, created_at) VALUES ('{ids['x']}', 'someone', 'looked', '{time}')",
     ):
         connection.exec_driver_sql(statement)
@@ -235,5 +247,5 @@ def test_migrations_run_from_any_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "0003"
+    assert done.stdout.strip() == "0004"
     assert (tmp_path / "here.db").exists()

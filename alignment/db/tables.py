@@ -14,6 +14,8 @@ from alignment.db.tables_catalogue import (
 )
 from alignment.db.tables_listening import (
     EVENT_TYPES,
+    STUDY_MODES,
+    STUDY_STATES,
     AccountRow,
     AssignmentRow,
     BattleRow,
@@ -32,6 +34,15 @@ from alignment.db.tables_listening import (
     VoteTable,
     WithdrawalRow,
 )
+from alignment.db.tables_people import (
+    RATING_KINDS,
+    ArenaRequestRow,
+    BattleRepeatRow,
+    ConsentRow,
+    InviteUseRow,
+    RatingAssignmentRow,
+    RatingItemRow,
+)
 from alignment.db.tables_results import (
     AuditLogRow,
     ExternalRecordRow,
@@ -48,24 +59,34 @@ from alignment.db.tables_results import (
 metadata = Base.metadata
 
 # A trigger refuses UPDATE and DELETE on these.
-APPEND_ONLY = ("clip", "battle", "listen_event", "vote", "vote_axis", "clip_rating", "vote_flag", "audit_log")
+APPEND_ONLY = (
+    "clip", "battle", "listen_event", "vote", "vote_axis", "clip_rating", "vote_flag", "audit_log",
+    "consent", "invite_use", "rating_item",
+)  # fmt: skip
 
 __all__ = [
     "APPEND_ONLY",
     "EVENT_TYPES",
+    "RATING_KINDS",
+    "STUDY_MODES",
+    "STUDY_STATES",
     "AccountRow",
+    "ArenaRequestRow",
     "AssignmentRow",
     "AuditLogRow",
     "Base",
+    "BattleRepeatRow",
     "BattleRow",
     "BattleTallyRow",
     "ClipRatingRow",
     "ClipRow",
+    "ConsentRow",
     "ExternalRecordRow",
     "GateDecisionRow",
     "GenerationConfigRow",
     "GenerationRequestRow",
     "InviteRow",
+    "InviteUseRow",
     "LeaderboardEntryRow",
     "LeaderboardRunRow",
     "ListenEventRow",
@@ -75,6 +96,8 @@ __all__ = [
     "PromptSetMemberRow",
     "PromptSetRow",
     "RaterRow",
+    "RatingAssignmentRow",
+    "RatingItemRow",
     "RenditionRow",
     "RewardModelRow",
     "SnapshotMemberRow",

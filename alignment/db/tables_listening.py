@@ -13,6 +13,8 @@ from alignment.db.base import Base, Created, Id, Name, Sha256, enum_text, one_of
 from alignment.domain import Axis, BattleKind, Outcome, RaterKind, Side
 
 RATER_STATUSES = ("active", "withdrawn", "blocked")
+STUDY_MODES = ("ab", "rating", "arena")
+STUDY_STATES = ("draft", "open", "paused", "closed")
 EVENT_TYPES = ("play", "pause", "seek", "switch", "loop", "ended", "blur", "stall")
 
 
@@ -35,6 +37,9 @@ class StudyRow(Base):
     reveal: Mapped[bool]
     rater_kind: Mapped[RaterKind] = mapped_column(enum_text(RaterKind))
     created_at: Mapped[Created]
+    mode: Mapped[str] = mapped_column(sa.String(20), server_default="ab")  # one of STUDY_MODES
+    state: Mapped[str] = mapped_column(sa.String(20), server_default="open")  # one of STUDY_STATES
+    rules: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # the resolved recipe it was made from
 
 
 class StudyVersionRow(Base):
@@ -54,6 +59,9 @@ class InviteRow(Base):
     token_sha256: Mapped[Sha256] = mapped_column(unique=True)
     expires_at: Mapped[datetime | None]
     created_at: Mapped[Created]
+    label: Mapped[str | None] = mapped_column(sa.String(200))
+    most_uses: Mapped[int | None]  # sessions it may open; None = any number
+    revoked_at: Mapped[datetime | None]
 
 
 class AccountRow(Base):
@@ -66,6 +74,8 @@ class AccountRow(Base):
     role: Mapped[str] = mapped_column(sa.String(20))
     password_hash: Mapped[str | None]
     created_at: Mapped[Created]
+    password_changed_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
 
 
 class GenerationRequestRow(Base):
@@ -79,6 +89,14 @@ class GenerationRequestRow(Base):
     state: Mapped[str] = mapped_column(sa.String(20), index=True)
     created_at: Mapped[Created]
     finished_at: Mapped[datetime | None]
+    generation: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # temperature, top_k, guidance, seconds
+    seed: Mapped[int] = mapped_column(sa.BigInteger(), server_default="0")
+    progress: Mapped[float] = mapped_column(server_default="0.0")  # share sung, 0 to 1
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    worker: Mapped[str | None] = mapped_column(sa.String(200))
+    started_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    error: Mapped[str | None]
 
 
 class RaterRow(Base):
@@ -93,6 +111,7 @@ class RaterRow(Base):
     kind: Mapped[RaterKind] = mapped_column(enum_text(RaterKind))
     status: Mapped[str] = mapped_column(sa.String(20), default="active")
     created_at: Mapped[Created]
+    background: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # what the rater chose to tell
 
 
 class ListeningSessionRow(Base):
@@ -105,6 +124,7 @@ class ListeningSessionRow(Base):
     audio_route: Mapped[str | None]
     headphone_check: Mapped[bool | None]
     app_commit: Mapped[str | None]
+    finished_at: Mapped[datetime | None]
 
 
 class BattleRow(Base):
@@ -155,6 +175,10 @@ class AssignmentRow(Base):
     nonce: Mapped[str] = mapped_column(sa.String(64), unique=True)
     served_at: Mapped[datetime]
     expires_at: Mapped[datetime]
+    policy: Mapped[str] = mapped_column(sa.String(40), server_default="balanced-1")  # how the battle was chosen
+    propensity: Mapped[float] = mapped_column(server_default="1.0")  # with which probability, given the session
+    left_fetched_at: Mapped[datetime | None]  # when the clip's bytes were first sent
+    right_fetched_at: Mapped[datetime | None]
 
 
 class ListenEventRow(Base):
@@ -219,6 +243,7 @@ class ClipRatingRow(Base):
 
     __tablename__ = "clip_rating"
     __table_args__ = (
+        sa.Index("uq_clip_rating_session_id_clip_id", "session_id", "clip_id", unique=True),
         sa.CheckConstraint("quality BETWEEN 1 AND 100", name="quality"),
         sa.CheckConstraint("relevance BETWEEN 1 AND 100", name="relevance"),
         sa.CheckConstraint("mos BETWEEN 1 AND 5", name="mos"),
@@ -231,6 +256,8 @@ class ClipRatingRow(Base):
     mos: Mapped[float | None]
     idempotency_key: Mapped[Name] = mapped_column(unique=True)
     created_at: Mapped[Created]
+    heard_seconds: Mapped[float] = mapped_column(server_default="0.0")
+    decision_ms: Mapped[int | None] = mapped_column(sa.BigInteger())
 
 
 class VoteCommentRow(Base):
@@ -259,6 +286,7 @@ class VoteFlagRow(Base):
     detector_version: Mapped[str] = mapped_column(sa.String(40))
     verdict: Mapped[str] = mapped_column(sa.String(20))
     created_at: Mapped[Created]
+    detail: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
 
 
 class WithdrawalRow(Base):
