@@ -39,7 +39,7 @@ class Onboarding(Recipe):
     instructions: str = Field("", max_length=5000, description="shown above the standard ones")
     level_check: bool = Field(True, description="set the volume on a steady sound before the first pair")
     headphone_check: Literal["off", "asked", "tested"] = Field(
-        "asked", description="tested: three antiphase trials (Woods et al. 2017); the result is stored, nobody is refused"
+        "asked", description="tested: three antiphase trials (Woods et al. 2017), stored; nobody is refused"
     )
     background: tuple[Literal["musical_training", "culture", "age_group"], ...] = Field(
         (), description="optional questions whose answers become the cohort"

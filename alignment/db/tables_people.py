@@ -1,4 +1,4 @@
-"""Tables of who was invited to what and agreed to it, and of what belongs to one person: repeats, typed prompts."""
+"""Tables that studies with people need: invites used, consent, repeats, ratings asked for, typed prompts, scores."""
 
 from __future__ import annotations
 
@@ -77,3 +77,14 @@ class ArenaRequestRow(Base):
     study_id: Mapped[uuid.UUID] = refers("study.id")
     session_id: Mapped[uuid.UUID] = refers("listening_session.id", index=True)
     battle_id: Mapped[uuid.UUID | None] = refers("battle.id")
+
+
+class ClipScoreRow(Base):
+    """What a reward model makes of a clip, so that a page can show it without loading the model."""
+
+    __tablename__ = "clip_score"
+    reward_model_id: Mapped[uuid.UUID] = refers("reward_model.id", primary_key=True)
+    clip_id: Mapped[uuid.UUID] = refers("clip.id", primary_key=True)
+    preference: Mapped[float]
+    uncertainty: Mapped[float]
+    created_at: Mapped[Created]

@@ -118,6 +118,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("request_id", name=op.f("pk_arena_request")),
     )
     op.create_index("ix_arena_request_session_id", "arena_request", ["session_id"])
+    op.create_table(
+        "clip_score",
+        sa.Column("reward_model_id", sa.Uuid(), nullable=False),
+        sa.Column("clip_id", sa.Uuid(), nullable=False),
+        sa.Column("preference", sa.Double(), nullable=False),
+        sa.Column("uncertainty", sa.Double(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["reward_model_id"], ["reward_model.id"], name=op.f("fk_clip_score_reward_model_id")),
+        sa.ForeignKeyConstraint(["clip_id"], ["clip.id"], name=op.f("fk_clip_score_clip_id")),
+        sa.PrimaryKeyConstraint("reward_model_id", "clip_id", name=op.f("pk_clip_score")),
+    )
     for table in APPEND_ONLY:
         _refuse_change(table)
 
@@ -141,7 +152,9 @@ def _refuse_change(table: str) -> None:
 
 
 def downgrade() -> None:
-    for table in ("arena_request", "rating_assignment", "rating_item", "battle_repeat", "invite_use", "consent"):
+    for table in (
+        "clip_score", "arena_request", "rating_assignment", "rating_item", "battle_repeat", "invite_use", "consent",
+    ):  # fmt: skip
         op.drop_table(table)
     op.drop_index("uq_clip_rating_session_id_clip_id", table_name="clip_rating")
     for table, column in reversed(COLUMNS):
