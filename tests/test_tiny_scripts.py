@@ -22,7 +22,7 @@ from alignment.simulation.captions import (
     is_reserved,
 )
 from scripts.tiny.common import corrupt
-from scripts.tiny.faults import FLAWED, apply_faults, draw_faults
+from scripts.tiny.faults import FLAWED, FLAWED_TRAINING, apply_faults, draw_faults
 from scripts.tiny.render import CLIP_SECONDS, compose
 from scripts.tiny.train_clap import quality_words
 from scripts.tiny.train_codec import si_sdr
@@ -141,6 +141,10 @@ def test_flaws_come_one_at_a_time_in_their_shares() -> None:
     assert all(len(fault) <= 1 and all(0.25 <= s <= 1 for s in fault.values()) for fault in faults)
     for name, share in FLAWED.items():
         assert np.mean([name in fault for fault in faults]) == pytest.approx(share, abs=0.02)
+    heavy = draw_faults(4000, 1, training=True)  # what the music model learns from
+    assert all(0.5 <= strength <= 1 for fault in heavy for strength in fault.values())
+    for name, share in FLAWED_TRAINING.items():
+        assert np.mean([name in fault for fault in heavy]) == pytest.approx(share, abs=0.02)
 
 
 def test_corruption_replaces_the_share_asked_for_and_nothing_at_zero() -> None:

@@ -6,17 +6,24 @@ import numpy as np
 
 SAMPLE_RATE_HZ = 16_000
 PEAK = 0.708  # -3 dBFS, for clean and flawed recordings alike
-FLAWED = {"noise": 0.2, "clipping": 0.14, "muffling": 0.12}  # share of clips with each, as the only flaw
+# Share of clips with each flaw, as the only one, and the range of its strength. What the music model learns from is
+# flawed more often, and more strongly, than what the judge learns from and everything is tested on.
+FLAWED = {"noise": 0.2, "clipping": 0.14, "muffling": 0.12}
+STRENGTHS = (0.25, 1.0)
+FLAWED_TRAINING = {"noise": 0.12, "clipping": 0.5, "muffling": 0.08}
+STRENGTHS_TRAINING = (0.5, 1.0)
 
 
-def draw_faults(count: int, seed: int) -> list[dict[str, float]]:
-    """``count`` recordings: most clean ({}), the others with one flaw of a strength in [0.25, 1]."""
+def draw_faults(count: int, seed: int, *, training: bool = False) -> list[dict[str, float]]:
+    """``count`` recordings: clean ({}), or with one flaw of a strength in STRENGTHS; the music model's with
+    ``training``."""
+    flawed, strengths = (FLAWED_TRAINING, STRENGTHS_TRAINING) if training else (FLAWED, STRENGTHS)
     rng = np.random.default_rng([seed, 99])
-    edges = np.cumsum(list(FLAWED.values()))
+    edges = np.cumsum(list(flawed.values()))
     out: list[dict[str, float]] = []
-    for kind, strength in zip(rng.random(count), rng.uniform(0.25, 1.0, count), strict=True):
+    for kind, strength in zip(rng.random(count), rng.uniform(*strengths, count), strict=True):
         which = int(np.searchsorted(edges, kind, side="right"))
-        out.append({list(FLAWED)[which]: round(float(strength), 3)} if which < len(edges) else {})
+        out.append({list(flawed)[which]: round(float(strength), 3)} if which < len(edges) else {})
     return out
 
 

@@ -4,8 +4,8 @@
 
 Needs Debian's ``fluid-soundfont-gm`` (FluidR3, MIT licence) and ``pip install --no-deps tinysoundfont``.
 Every clip is composed from known attributes (lead, tempo, mode, accompaniment, drums), so its caption is
-true by construction. Not quite half of the recordings are flawed (noise, clipping, muffled sound, hum), and
-captions never say so: the model learns to sing flawed recordings too, which leaves listeners something to
+true by construction. Seven in ten of the recordings to learn from are flawed (noise, clipping, muffled sound, hum),
+and captions never say so: the model learns to sing flawed recordings too, which leaves listeners something to
 improve. Splits share no clip: ``train`` for codec, decoder and CLAP, ``judge`` for the gold judge alone,
 ``valid`` and ``test`` for cards.
 """
@@ -174,7 +174,7 @@ def main() -> None:
         for split, (count, seed) in SPLITS.items():
             began = time.time()
             pieces = draw_pieces(count, seed, reserved=split in ("valid", "test"))
-            faults = draw_faults(count, seed)
+            faults = draw_faults(count, seed, training=split == "train")
             jobs = [(piece[2], faults[i], seed * 1_000_000 + i) for i, piece in enumerate(pieces)]
             audio = np.stack(list(pool.imap(_render, jobs, chunksize=50)))
             np.save(args.out / f"{split}.npy", audio)

@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--short", type=float, default=0.35, help="share of the time on half-length stretches")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=BUILD / "decoder.pt")
+    parser.add_argument("--init", type=Path, help="a model of the same shape to start from, when there is no checkpoint")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     codec = EncodecModel.from_pretrained(BUILD / "codec").eval()
@@ -183,6 +184,8 @@ def main() -> None:
         ),
     ]
     step, trained = 0, 0.0
+    if args.init and not args.checkpoint.exists():
+        model.load_state_dict(MusicgenForConditionalGeneration.from_pretrained(args.init).float().state_dict())
     if state := load_state(args.checkpoint):
         model.load_state_dict(state["model"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
@@ -234,7 +237,8 @@ def main() -> None:
     model.audio_encoder.load_state_dict(EncodecModel.from_pretrained(BUILD / "codec").state_dict())  # as polished
     model.eval().half().save_pretrained(BUILD / "model")
     tokenizer.save_pretrained(BUILD / "model")
-    save_facts("decoder", steps=step, minutes=round(trained / 60, 1), batch=args.batch, seed=args.seed)
+    begun = {} if args.init is None else {"begun_from": "the second attune-tiny"}
+    save_facts("decoder", steps=step, minutes=round(trained / 60, 1), batch=args.batch, seed=args.seed, **begun)
     print(f"final step {step} {trained:.0f}s", flush=True)
 
 
