@@ -226,7 +226,9 @@ class SessionSigner:
         expires = int(self._now()) + SESSION_SECONDS
         return self._cookie(account, secrets.token_hex(16), expires)
 
-    def read(self, text: str | None, find: Callable[[uuid.UUID], Account | None]) -> tuple[Account, AdminSession] | None:
+    def read(
+        self, text: str | None, find: Callable[[uuid.UUID], Account | None]
+    ) -> tuple[Account, AdminSession] | None:
         """Who this cookie speaks for; None when it is absent, forged, expired, logged out, or when the account was
         disabled or its password changed since."""
         match = re.fullmatch(r"v1\.([0-9a-f]{32})\.([0-9a-f]{32})\.(\d{1,12})\.([0-9a-f]{64})", text or "")

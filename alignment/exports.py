@@ -28,6 +28,7 @@ from alignment.domain import Axis, RaterKind
 from alignment.errors import DataError, StoreError
 
 FORMAT = 1
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide ones too: spreadsheets fold them
 DEFAULT_LICENCE = "CC BY 4.0"
 
 VOTE_COLUMNS = (
@@ -69,9 +70,7 @@ class _Pseudonyms:
         return hmac.new(self._key, f"{kind}:{value}".encode(), hashlib.sha256).hexdigest()[:16]
 
 
-def make_export(
-    database: Database, study_name: str, *, actor: str, licence: str = DEFAULT_LICENCE
-) -> Export:
+def make_export(database: Database, study_name: str, *, actor: str, licence: str = DEFAULT_LICENCE) -> Export:
     """The study's publishable answers as JSONL and CSV, with a data card and checksums; writes an audit line.
 
     Of people, only answers whose newest consent in this study allows publication leave the database; the others, and
@@ -138,7 +137,9 @@ def write_export(export: Export, folder: str | Path) -> Path:
             (temporary / name).write_bytes(data)
         temporary.rename(folder)
     except OSError as error:
-        raise StoreError(f"{folder}: the export cannot be written ({error.strerror}); choose another folder.") from error
+        raise StoreError(
+            f"{folder}: the export cannot be written ({error.strerror}); choose another folder."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -236,7 +237,7 @@ def _cell(value: Any) -> Any:
         return ""
     if isinstance(value, Mapping):
         value = json.dumps(value, ensure_ascii=False) if value else ""
-    if isinstance(value, str) and value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")):
+    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA):
         return f"'{value}"
     return value
 
@@ -257,8 +258,8 @@ def _card(
         "consent": (
             "The answers are SIMULATED: no person gave them."
             if simulated
-            else "Each answer is here because its rater agreed to publication in this study; the newest consent counts. "
-            "Answers without that consent, and those of raters who withdrew, stayed behind and are only counted."
+            else "Each answer is here because its rater agreed to publication in this study; the newest consent "
+            "counts. Answers without that consent, and those of raters who withdrew, stayed behind and are counted."
         ),
         "pseudonyms": (
             "Raters, sessions and votes carry names keyed for this export alone; the key was not kept. Names of two "

@@ -413,9 +413,7 @@ def _progress(
     return battles.get(BattleKind.NORMAL, 0) * most, sum(min(count, most) for count in had.values())
 
 
-def reward_check(
-    name: str, scores: Mapping[uuid.UUID, tuple[float, float]], votes: Sequence[StudyVote]
-) -> RewardCheck:
+def reward_check(name: str, scores: Mapping[uuid.UUID, tuple[float, float]], votes: Sequence[StudyVote]) -> RewardCheck:
     """How a reward model's scores fare against the votes, with the pairs on which they part most clearly.
 
     A pair is listed when its raters' credit (ties half) is for one clip and the scores are for the other."""
