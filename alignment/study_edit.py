@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from alignment.db.accounts import add_audit
 from alignment.db.engine import Database
 from alignment.db.figures import count_sessions
+from alignment.db.people import add_audit
 from alignment.db.studies import get_study
 from alignment.db.tables import StudyRow
 from alignment.errors import DataError
