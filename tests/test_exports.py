@@ -96,7 +96,8 @@ def test_no_spreadsheet_takes_a_comment_for_a_formula(sqlite_database, text):  #
         s.execute(sa.text("UPDATE rater SET cohort = '=cmd'"))
     export = make_export(sqlite_database, "study", actor="olga")
     for name in ("comments", "votes"):
-        cells = [cell for row in csv.reader(io.StringIO(export.files[f"{name}.csv"].decode(), newline="")) for cell in row]
+        text_of_file = io.StringIO(export.files[f"{name}.csv"].decode(), newline="")
+        cells = [cell for row in csv.reader(text_of_file) for cell in row]
         assert not any(cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "＝")) for cell in cells)
         assert any(cell.startswith("'") for cell in cells)
     assert _rows(export, "comments")[0]["text"] == text  # JSONL keeps the words as they were

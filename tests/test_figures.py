@@ -95,7 +95,8 @@ def test_repeat_consistency_counts_the_clip_and_not_the_letter():
                        repeats=before.assignment_id)  # fmt: skip
         return [before, swapped(after)]
 
-    votes = asked(0, "A", "B") + asked(1, "A", "A") + asked(2, "TIE", "TIE") + asked(3, "B", "A") + asked(4, "A", "SKIP")
+    said = [("A", "B"), ("A", "A"), ("TIE", "TIE"), ("B", "A"), ("A", "SKIP")]
+    votes = [vote for number, (first, again) in enumerate(said) for vote in asked(number, first, again)]
     decisive, every = figures.repeat_consistency(votes), figures.repeat_consistency(votes, decisive_only=False)
     assert (decisive.value, decisive.n) == (pytest.approx(2 / 3), 3)
     assert (every.value, every.n) == (0.75, 4)

@@ -412,7 +412,9 @@ def study_raters(s: Session, study_id: uuid.UUID) -> list[StudyRater]:
     votes = votes.group_by(VoteTable.session_id)
     ratings = sa.select(ClipRatingRow.session_id, sa.func.count()).group_by(ClipRatingRow.session_id)
     of_study = sa.select(ListeningSessionRow.id).where(ListeningSessionRow.study_id == study_id)
-    for query in (votes.where(VoteTable.session_id.in_(of_study)), ratings.where(ClipRatingRow.session_id.in_(of_study))):
+    votes = votes.where(VoteTable.session_id.in_(of_study))
+    ratings = ratings.where(ClipRatingRow.session_id.in_(of_study))
+    for query in (votes, ratings):
         for session, count in s.execute(query):
             answers[session] += count
     consent = {
