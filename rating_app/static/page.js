@@ -33,7 +33,6 @@
 //                                     clips: {left, right}, lesson: text shown after the answer}; needs no session
 
 import { ABPlayer } from "./abplayer.js";
-import { Keys } from "./keys.js";
 import { ApiError, Outbox, call } from "./outbox.js";
 import { Pacing } from "./pacing.js";
 import { PairMode } from "./pairs.js";
@@ -55,7 +54,6 @@ export class Page {
     this.progress = null;
     this.pairs = new PairMode(this);
     this.pacing = new Pacing(this);
-    this.keys = new Keys(this);
     this.listen();
   }
 
@@ -165,6 +163,7 @@ export class Page {
     this.retry = retry;
     this.part("problem").textContent = error instanceof ApiError ? error.message : "The page met a fault of its own. Please reload it.";
     this.phase("problem");
+    window.addEventListener("online", () => this.root.dataset.phase === "problem" && this.act("retry"), { once: true });
   }
 
   showProgress(progress) {
@@ -259,7 +258,12 @@ export class Page {
       const button = event.target.closest("[data-do]");
       if (button && !button.disabled) this.act(button.dataset.do);
     });
-    document.addEventListener("keydown", (event) => this.keys.press(event));
+    document.addEventListener("keydown", (event) => {
+      if (this.part("help").open) return;
+      const writing = event.target.matches?.('textarea, input[type="text"]');
+      if (event.key !== "?" || writing) this.current?.key?.(event);
+      else event.preventDefault(), this.act("help");
+    });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.touch());
     new ResizeObserver(() => this.touch()).observe(this.root);
     // Screen frames stop in a hidden tab; listening there still counts.
