@@ -116,7 +116,7 @@ export class Page {
     let section = this.root.querySelector(`[data-phase-of="${phase}"]`);
     if (!section) {
       section = document.createElement("section");
-      section.className = `at-card at-${phase}`;
+      section.className = `at-card at-page at-${phase}`;
       section.dataset.phaseOf = phase;
       section.hidden = true;
       section.innerHTML = html;
