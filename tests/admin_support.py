@@ -72,9 +72,9 @@ def log_in(client: TestClient, name: str, password: str = PASSWORD):
     return client.post("/admin/login", data={"token": token_in(page.text), "name": name, "password": password})
 
 
-def post(client: TestClient, page: str, action: str, **values):
-    """Posts to ``action`` with the token that stands on ``page``."""
-    return client.post(action, data={"token": token_in(client.get(page).text), **values})
+def post(client: TestClient, page: str, to: str, /, **values):
+    """Posts to an address with the token that stands on ``page``."""
+    return client.post(to, data={"token": token_in(client.get(page).text), **values})
 
 
 def admin_site(folder: Path, *, filled: bool = True, **options) -> AdminSite:

@@ -80,7 +80,8 @@ def invites_page(request: Request, visitor: Signed, study_id: str) -> Response:
 def invite(request: Request, visitor: Signed, study_id: str, form: Checked) -> Response:
     """Makes invites and shows their links this once: only hashes are kept."""
     study = study_of(request, study_id)
-    count, days = form.whole("count") or 1, form.whole("days")
+    count, days = form.whole("count"), form.whole("days")
+    count = 1 if count is None else count
     if not 1 <= count <= MOST_INVITES or (days is not None and not 1 <= days <= 3650):
         problem = f"Give 1 to {MOST_INVITES} links and 1 to 3650 days."
         return _invites(request, visitor, study, problem=problem, status=422)
