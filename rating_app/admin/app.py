@@ -59,7 +59,9 @@ class _Headers:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                headers.setdefault("cache-control", "private, no-store")
+                # Static files are asked for by their digest, so browsers may keep them.
+                kept = "public, max-age=86400" if "/static/" in scope["path"] else "private, no-store"
+                headers.setdefault("cache-control", kept)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -102,7 +102,8 @@ def groups_of(
             if leaf.rpartition(".")[0] == path
         )
         title = (model.__doc__ or "").strip().split("\n")[0].rstrip(".") if path else "The study"
-        found.append(Group(path, " / ".join(map(_label, path.split("."))) if path else title, title, fields, faults.by_path.get(path, ())))
+        name = " / ".join(map(_label, path.split("."))) if path else title
+        found.append(Group(path, name, title, fields, faults.by_path.get(path, ())))
     return found
 
 
