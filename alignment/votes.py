@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import random
 import threading
@@ -37,6 +35,7 @@ from alignment.domain import (
     Side,
     VoteDraft,
     VoteReceipt,
+    rater_pseudonym,
 )
 from alignment.errors import (
     AssignmentExpired,
@@ -46,7 +45,7 @@ from alignment.errors import (
     NotFoundError,
     VoteRejected,
 )
-from alignment.listening_credit import TICK_SECONDS, Event, Ledger, capped, coverage, room
+from alignment.listening_credit import TICK_SECONDS, Event, Ledger, capped, coverage, needed_seconds, room
 from alignment.serving import Pools
 from alignment.studies import StudyRecipe, rules_of
 
@@ -113,7 +112,7 @@ class VoteService:
     ) -> uuid.UUID:
         """The rater's id. Only a keyed hash of ``external_id`` is kept; the same person gets the same id again."""
         kind = RaterKind(kind)
-        pseudonym = hmac.new(self._secret, f"{kind.value}:{external_id}".encode(), hashlib.sha256).hexdigest()
+        pseudonym = rater_pseudonym(self._secret, kind, external_id)
         with self.database.session() as s:
             return listening.add_rater(
                 s, pseudonym=pseudonym, kind=kind, cohort=cohort, consent_version=consent_version, now=self._clock()
@@ -493,7 +492,7 @@ def _check_listening(pair: vote_path.VoteContext, draft: VoteDraft) -> None:
             raise ListeningTooShort(f"Please hear at least {needed:g} s of the {side.value} clip that is broken.")
         return
     for side, seconds, length in zip(Side, heard, pair.seconds, strict=True):
-        needed = min(pair.minimum_listening_seconds, length)
+        needed = needed_seconds(pair.minimum_listening_seconds, length)
         if seconds + TICK_SECONDS < needed:
             raise ListeningTooShort(
                 f"You heard {seconds:.1f} s of the {side.value} clip; please hear at least {needed:g} s of both."
