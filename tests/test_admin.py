@@ -398,9 +398,20 @@ def test_a_study_of_simulated_listeners_is_marked_everywhere(tmp_path):
     site.database.close()
 
 
-def test_flags_and_an_export_are_a_button_away(fresh):
-    from study_support import give_consent
+def test_a_rater_is_withdrawn_only_when_the_organiser_is_sure(tmp_path):
+    site = admin_site(tmp_path)
+    client, page = site.client("olga"), f"/admin/study/{site.study_id}/raters"
+    rater = re.search(r'name="rater" value="([^"]+)"', client.get(page).text)[1]
+    assert post(client, page, f"{page}/withdraw", rater=rater).status_code == 422
+    assert post(client, page, f"{page}/withdraw", rater=str(uuid.uuid4()), sure="yes").status_code == 404
+    done = post(client, page, f"{page}/withdraw", rater=rater, sure="yes")
+    assert done.status_code == 200 and "is withdrawn" in done.text and "had reached no version" in done.text
+    assert f'value="{rater}"' not in done.text
+    assert "more withdrawn" in client.get(f"/admin/study/{site.study_id}").text
+    site.database.close()
 
+
+def test_flags_and_an_export_are_a_button_away(fresh):
     client, study = fresh.client("olga"), _study(fresh, "study")
     page = f"/admin/study/{study.id}"
     assert post(client, page, f"{page}/flag").status_code == 303
@@ -410,7 +421,6 @@ def test_flags_and_an_export_are_a_button_away(fresh):
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert json.loads(archive.read("datacard.json"))["licence"] == "CC0"
     assert {entry.action for entry in _audit(fresh)} >= {"study.flag", "study.export"}
-    assert give_consent
 
 
 def _text(html: str) -> str:

@@ -107,7 +107,7 @@ def test_the_rows_say_what_was_voted_with_flags_and_the_winner_in_words(any_data
     def say(assignment, number):
         return Outcome.TIE if number else Outcome.B
 
-    voted_study(any_database, battles=2, raters=2, say=say)
+    voted_study(any_database, battles=2, raters=2, say=say, kind=RaterKind.SIMULATED)
     flag_study(any_database, "study", actor="olga")
     rows = _rows(make_export(any_database, "study", actor="olga"))
     assert sorted(row["outcome"] for row in rows) == ["B", "B", "TIE", "TIE"]

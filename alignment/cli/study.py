@@ -223,7 +223,7 @@ def withdraw(
     from alignment.db.figures import study_raters
     from alignment.db.studies import get_study
     from alignment.errors import NotFoundError
-    from alignment.withdrawal import withdraw_rater
+    from alignment.withdrawal import withdraw as take_back
 
     db = _open(home, database)
     with db.session(write=False) as s:
@@ -232,8 +232,14 @@ def withdraw(
         raise NotFoundError(f"{len(found)} raters of {name} end in {rater!r}; give the whole id of one.")
     if not yes:
         typer.confirm(f"Withdraw rater {found[0]}? It cannot be undone.", abort=True)
-    withdraw_rater(db, found[0], actor=actor())
-    emit({"study": name, "rater": str(found[0]), "status": "withdrawn"}, f"rater {found[0]} is withdrawn", as_json)
+    done = take_back(db, found[0], actor=actor())
+    emit(
+        {"study": name, "rater": str(found[0]), "status": "withdrawn", "votes": done.votes, "ratings": done.ratings,
+         "comments_deleted": done.comments_deleted, "versions_reached": list(done.versions_reached)},
+        f"rater {found[0]} is withdrawn: {done.comments_deleted} comments deleted, {done.votes} votes and "
+        f"{done.ratings} ratings kept out of everything new; they had reached "
+        f"{', '.join(done.versions_reached) or 'no version'}", as_json,
+    )  # fmt: skip
 
 
 def _pairs(db, study_id) -> tuple[int, int]:

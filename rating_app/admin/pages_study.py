@@ -9,6 +9,7 @@ from datetime import timedelta
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
 
+from alignment import withdrawal
 from alignment.db.base import utcnow
 from alignment.db.figures import study_raters
 from alignment.db.studies import Study
@@ -111,25 +112,25 @@ def revoke(request: Request, visitor: Signed, study_id: str, form: Checked) -> R
 @router.get("/raters")
 def raters_page(request: Request, visitor: Signed, study_id: str) -> Response:
     """Raters by the end of their internal id, for withdrawals; no name is known here."""
-    study = study_of(request, study_id)
-    with request.app.state.database.session(write=False) as s:
-        raters = study_raters(s, study.id)
-    return _page(request, visitor, study, "raters.html", "raters", raters=raters)
+    return _raters(request, visitor, study_of(request, study_id))
 
 
 @router.post("/raters/withdraw")
 def withdraw(request: Request, visitor: Signed, study_id: str, form: Checked) -> Response:
     """Takes a rater's part back: comments deleted, pseudonym emptied, votes out of every new snapshot."""
-    from alignment.withdrawal import withdraw_rater
-
     study, rater = study_of(request, study_id), _id(form.get("rater"))
     with request.app.state.database.session(write=False) as s:
         if rater not in {row.id for row in study_raters(s, study.id)}:
             raise HTTPException(404, "This study has no such rater.")
     if form.get("sure") != "yes":
         raise HTTPException(422, "Tick the box to withdraw this rater; it cannot be undone.")
-    withdraw_rater(request.app.state.database, rater, actor=visitor.name)
-    return RedirectResponse(f"/admin/study/{study.id}/raters", 303)
+    done = withdrawal.withdraw(request.app.state.database, rater, actor=visitor.name)
+    reached = ", ".join(done.versions_reached) or "no version"
+    notice = (
+        f"Rater {str(rater)[-8:]} is withdrawn: {done.comments_deleted} comments deleted, {done.votes} votes and "
+        f"{done.ratings} ratings stay out of everything new. They had reached {reached}."
+    )
+    return _raters(request, visitor, study, notice=notice)
 
 
 @router.get("/export")
@@ -165,6 +166,12 @@ def _page(
         request, template, status=status, visitor=visitor, section="studies", study=study, tab=tab,
         recipe=rules_of(study), next_states=NEXT_STATES.get(study.state, ()), **context,
     )  # fmt: skip
+
+
+def _raters(request: Request, visitor: Visitor, study: Study, *, notice: str | None = None) -> Response:
+    with request.app.state.database.session(write=False) as s:
+        raters = study_raters(s, study.id)
+    return _page(request, visitor, study, "raters.html", "raters", raters=raters, notice=notice)
 
 
 def _invites(
