@@ -96,11 +96,11 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
     """
     url = normalised(url)
     if url.get_backend_name() != "sqlite":
+        # Parameters stay out of error texts: they hold comments and keys, and the texts are logged.
         timeout = {} if "connect_timeout" in url.query else {"connect_timeout": 10}
-        return sa.create_engine(url, pool_pre_ping=True, connect_args=timeout)
-    engine = sa.create_engine(
-        url, pool_size=16, max_overflow=48, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
-    )
+        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=timeout)
+    waiting = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+    engine = sa.create_engine(url, pool_size=16, max_overflow=48, hide_parameters=True, connect_args=waiting)
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection, _record) -> None:
