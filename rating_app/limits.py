@@ -90,7 +90,8 @@ class Limiter:
     ) -> None:
         self._key = hmac.digest(secret.encode(), b"attune address of a day v1", sha256)
         self._scale, self._clock, self._today, self._most = scale, clock, today, most_buckets
-        self._buckets: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        # (tokens, when) of each key, unused for longest first, apart for each rate.
+        self._buckets: dict[Rate, OrderedDict[str, tuple[float, float]]] = {}
         self._day, self._day_key = "", b""
 
     def address_key(self, address: str) -> str:
@@ -109,23 +110,42 @@ class Limiter:
 
     def wait(self, rule: Rule, *, address_key: str, browser: str | None) -> float:
         """0 when the request may pass, which takes a token from each bucket; else seconds until it may."""
-        found = [(rule.address, (rule.name, f"a{address_key}"))]
+        found = [(rule.address, f"{rule.name} {address_key}")]
         if browser is not None and rule.browser is not None:
-            found.append((rule.browser, (rule.name, f"b{browser}")))
-        now, waits, taken = self._clock(), 0.0, []
+            found.append((rule.browser, f"{rule.name} {browser}"))
+        now, waits = self._clock(), 0.0
+        left = []
         for rate, key in found:
-            burst, per_second = rate.burst * self._scale, rate.per_second * self._scale
-            tokens, since = self._buckets.get(key, (burst, now))
-            tokens = min(burst, tokens + (now - since) * per_second)
+            tokens = self._tokens(rate, key, now)
             if tokens < 1:
-                waits = max(waits, (1 - tokens) / per_second)
-            taken.append((key, tokens))
-        for key, tokens in taken:
-            self._buckets[key] = (tokens if waits else tokens - 1, now)
-            self._buckets.move_to_end(key)
-        while len(self._buckets) > self._most:
-            self._buckets.popitem(last=False)  # the one unused for longest, hence the fullest
+                waits = max(waits, (1 - tokens) / (rate.per_second * self._scale))
+            left.append(tokens)
+        for (rate, key), tokens in zip(found, left, strict=True):
+            buckets = self._buckets.setdefault(rate, OrderedDict())
+            buckets[key] = (tokens if waits else tokens - 1, now)
+            buckets.move_to_end(key)
+            self._forget(rate, buckets, now)
         return waits
+
+    def __len__(self) -> int:
+        """How many buckets are remembered."""
+        return sum(len(buckets) for buckets in self._buckets.values())
+
+    def _tokens(self, rate: Rate, key: str, now: float) -> float:
+        burst = rate.burst * self._scale
+        tokens, since = self._buckets.get(rate, {}).get(key, (burst, now))
+        return min(burst, tokens + (now - since) * rate.per_second * self._scale)
+
+    def _forget(self, rate: Rate, buckets: OrderedDict[str, tuple[float, float]], now: float) -> None:
+        """Drops what is full again, for that is as good as unknown; and beyond the limit the one unused for longest."""
+        for _ in range(2):
+            oldest = next(iter(buckets))
+            full = self._tokens(rate, oldest, now) >= rate.burst * self._scale
+            if not full and len(buckets) <= self._most:
+                return
+            del buckets[oldest]
+            if not buckets:
+                return
 
 
 class Limits:
