@@ -137,7 +137,7 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> dict[s
         "lost": len(counted.lost),
         "doubled": len(counted.doubled),
         "altered": len(counted.altered) + len(counted.unknown) + len(counted.chain_faults),
-        "retries": ledger.retries,
+        "retries": dict(ledger.reasons),
     }
 
 

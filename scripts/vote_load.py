@@ -130,7 +130,11 @@ class Ledger:
 
     sent: dict[str, dict[str, Any]] = field(default_factory=dict)
     acknowledged: dict[str, int] = field(default_factory=dict)  # how often
-    retries: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)  # why requests were sent again
+
+    @property
+    def retries(self) -> int:
+        return self.reasons.total()
 
 
 @dataclass
@@ -150,15 +154,15 @@ class Rater:
         while True:
             try:
                 status, answer = await self.connection.request(method, path, body)
-            except (OSError, EOFError, ValueError, IndexError):
-                self.ledger.retries += 1
+            except (OSError, EOFError, ValueError, IndexError) as error:
+                self.ledger.reasons[type(error).__name__] += 1
                 await asyncio.sleep(self.patience_seconds)
                 continue
             if status == 200:
                 return answer
             if status not in (408, 429) and status < 500:
                 raise Refused(f"{method} {path}: {status} {answer} for {body}")
-            self.ledger.retries += 1
+            self.ledger.reasons[str(status)] += 1
             await asyncio.sleep(self.patience_seconds)
 
     async def start(self) -> None:

@@ -87,7 +87,7 @@ def serve_queue(url: str, *, port: int, workers: int) -> None:
     blocks.queue(max_size=None, default_concurrency_limit=workers)
     app = gr.mount_gradio_app(FastAPI(), blocks, path="/", ssr_mode=False)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False, timeout_keep_alive=65)
 
 
 if __name__ == "__main__":
