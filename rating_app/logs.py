@@ -24,7 +24,8 @@ _PATTERNS = (
     (re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b"), "[id]"),
     (re.compile(r"\b[0-9a-fA-F]{16,}\b"), "[id]"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "[address]"),
-    (re.compile(r"(?<![\w:])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{0,4}(?![\w:])"), "[address]"),
+    (re.compile(r"(?<![\w:])[0-9a-fA-F:]*::[0-9a-fA-F:]*(?!\w)"), "[address]"),
+    (re.compile(r"(?<![\w:])(?:[0-9a-fA-F]{1,4}:){4,7}[0-9a-fA-F]{1,4}(?![\w:])"), "[address]"),
     (re.compile(r"[^\s@\"'<>]+@[^\s@\"'<>]+\.[a-z]{2,}"), "[mail]"),
 )
 
