@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "domain", "config", "db", "audio_facts", "clips", "votes", "music", "preferences", "rewards", "training",
-    "evaluation", "simulation", "versions", "circle", "jobs", "cli",
+    "errors", "domain", "config", "db", "audio_facts", "clips", "votes", "backup", "music", "preferences", "rewards",
+    "training", "evaluation", "simulation", "versions", "circle", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 
