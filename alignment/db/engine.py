@@ -100,7 +100,7 @@ def create_engine(url: str | sa.URL, *, flushed_later: bool = False) -> sa.Engin
     if url.get_backend_name() != "sqlite":
         # Parameters stay out of error texts: they hold comments and keys, and the texts are logged.
         timeout = {} if "connect_timeout" in url.query else {"connect_timeout": 10}
-        return sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=timeout)
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=16, hide_parameters=True, connect_args=timeout)
     waiting = {"timeout": BUSY_SECONDS, "check_same_thread": False}
     engine = sa.create_engine(url, pool_size=48, max_overflow=16, hide_parameters=True, connect_args=waiting)
 
@@ -187,6 +187,11 @@ class Database:
             yield
         except DBAPIError as error:
             raise explain(error, self.engine.url) from error
+        except sa.exc.TimeoutError as error:
+            raise DatabaseError(
+                f"{shown(self.engine.url)} had no connection free for half a minute; try again, or look for what holds "
+                "them."
+            ) from error
 
     def close(self) -> None:
         """Closes every connection."""
