@@ -12,8 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "domain", "config", "db", "audio_facts", "clips", "votes", "backup", "music", "preferences", "rewards",
-    "training", "evaluation", "simulation", "versions", "circle", "jobs", "cli",
+    "errors", "domain", "config", "db", "audio_facts", "clips", "anchors", "studies", "pairing", "serving",
+    "listening_credit", "absolute", "votes", "withdrawal", "backup", "music", "preferences", "rewards", "training",
+    "evaluation", "simulation", "versions", "circle", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 
