@@ -197,20 +197,25 @@ async def at_study_pace(port: int, ledger: Ledger, options: argparse.Namespace) 
     raters = [Rater(port, ledger, random.Random(seed)) for seed in range(options.raters)]
     gate = asyncio.Semaphore(8)
 
-    async def begin(rater: Rater) -> None:
+    async def fetch(rater: Rater) -> str:
+        pair = await rater.next_pair()
+        assert pair is not None, "the study has too few battles"
+        for path in pair["clips"].values():
+            await rater.ask("GET", path)
+        return str(pair["id"])
+
+    async def begin(rater: Rater) -> str:
         async with gate:
             await rater.start()
+            return await fetch(rater)
 
-    await asyncio.gather(*(begin(rater) for rater in raters))
+    # Nobody votes in the second in which they open the page: what is timed begins with a first pair on every screen.
+    first = await asyncio.gather(*(begin(rater) for rater in raters))
     began = time.perf_counter()
 
-    async def rate(rater: Rater) -> None:
+    async def rate(rater: Rater, pair: str) -> None:
         due = began + rater.rng.uniform(0, options.pace)
         while True:
-            pair = await rater.next_pair()
-            assert pair is not None, "the study has too few battles"
-            for path in pair["clips"].values():
-                await rater.ask("GET", path)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             if time.perf_counter() - began > options.seconds:
                 return
@@ -218,13 +223,14 @@ async def at_study_pace(port: int, ledger: Ledger, options: argparse.Namespace) 
                 {"seq": i, "side": side, "type": "play", "position": 0.0, "at_ms": i}
                 for i, side in enumerate(("left", "right"))
             ]
-            vote = {**rater.draw_vote(pair["id"]), "events": played}
+            vote = {**rater.draw_vote(pair), "events": played}
             start = time.perf_counter()
             await rater.send(vote)
             spent.append(time.perf_counter() - start)
+            pair = await fetch(rater)
             due += options.pace * rater.rng.uniform(0.7, 1.3)
 
-    await asyncio.gather(*(rate(rater) for rater in raters))
+    await asyncio.gather(*(rate(rater, pair) for rater, pair in zip(raters, first, strict=True)))
     for rater in raters:
         rater.connection.close()
     cuts = statistics.quantiles(spent, n=100, method="inclusive") if len(spent) > 1 else [spent[0]] * 99
@@ -347,9 +353,8 @@ async def over_sessions(ours: Process, ledger: Ledger, sessions: int) -> dict[st
             await rater.start()
             pair = await rater.next_pair()
             assert pair is not None
-            if number % 4 == 0:
-                for path in pair["clips"].values():
-                    await rater.ask("GET", path)
+            for path in pair["clips"].values():
+                await rater.ask("GET", path)
             await rater.send(rater.draw_vote(pair["id"]))
             rater.connection.close()
             done += 1

@@ -32,7 +32,7 @@ from alignment.domain import Axis, GenerationConfig, RaterKind, Split
 STUDY = "load"
 SECRET = "a secret for load tests only, of no use elsewhere"
 RATE_HZ = 16_000
-CONSENT: dict[str, Any] = {"consent": True}
+CONSENT: dict[str, Any] = {"consent": {"version": "1", "training": True, "publication": True}}
 OUTCOMES = ("A", "B", "TIE", "BOTH_BAD", "SKIP", "FAULT")
 
 
@@ -203,6 +203,8 @@ class Rater:
             pair = await self.next_pair()
             if pair is None:
                 return
+            for address in pair["clips"].values():
+                await self.ask("GET", address)
             vote = self.draw_vote(pair["id"])
             await self.send(vote)
             if self.rng.random() < 0.1:

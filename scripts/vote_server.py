@@ -56,7 +56,7 @@ def serve_queue(url: str, *, port: int, workers: int) -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    votes = VoteService(open_database(url), secret=SECRET, assignment_seconds=24 * 3600)
+    votes = VoteService(open_database(url), secret=SECRET, assignment_seconds=24 * 3600, require_fetch=True)
 
     def save(vote: dict[str, Any]) -> dict[str, Any]:
         receipt = votes.record_vote(
@@ -74,12 +74,9 @@ def serve_queue(url: str, *, port: int, workers: int) -> None:
                 decision_ms=vote["decision_ms"],
             ),
         )
-        progress = votes.progress(uuid.UUID(vote["session"]))
-        return {
-            "saved": True,
-            "repeated": receipt.repeated,
-            "progress": {"done": progress.done, "available": progress.available},
-        }
+        progress = receipt.progress
+        told = {"done": progress.done, "available": progress.available} if progress else None
+        return {"saved": True, "repeated": receipt.repeated, "progress": told}
 
     with gr.Blocks(analytics_enabled=False) as blocks:
         asked, answered = gr.JSON(), gr.JSON()

@@ -73,6 +73,13 @@ def gone(database: Database) -> Iterator[None]:
     engine.dispose()
 
 
+def pair_of(browser: httpx.Client) -> str:
+    """The id of the next pair, both clips of which were fetched."""
+    pair = browser.get("/rate/pair").json()["pair"]
+    assert all(browser.get(address).status_code == 200 for address in pair["clips"].values())
+    return pair["id"]
+
+
 @pytest.mark.parametrize("trouble", [no_room, gone])
 def test_a_vote_in_times_of_trouble_is_not_acknowledged_and_is_saved_later(any_url, tmp_path: Path, trouble):  # noqa: F811
     prepare(any_url, tmp_path / "store", battles=3)
@@ -81,7 +88,7 @@ def test_a_vote_in_times_of_trouble_is_not_acknowledged_and_is_saved_later(any_u
     drawn, ledger = Rater(0, Ledger(), random.Random(1)), Ledger()
     with running(app) as address, httpx.Client(base_url=address, timeout=60) as browser:
         assert browser.post("/rate/session", json=CONSENT).status_code == 200
-        vote = drawn.draw_vote(browser.get("/rate/pair").json()["pair"]["id"])
+        vote = drawn.draw_vote(pair_of(browser))
         vote |= {"outcome": "A", "comment": "\N{MUSICAL SYMBOL G CLEF}" * 2000}  # more than fits a page
         ledger.sent[vote["key"]] = vote
         with trouble(database):
@@ -110,8 +117,7 @@ def test_a_vote_is_acknowledged_after_its_flush_and_never_after_one_that_failed(
     plain = durable.flush
     with running(app) as address, httpx.Client(base_url=address, timeout=60) as browser:
         assert browser.post("/rate/session", json=CONSENT).status_code == 200
-        first, second = (browser.get("/rate/pair").json()["pair"]["id"] for _ in range(2))
-        assert first == second
+        first = pair_of(browser)
         monkeypatch.setattr(durable, "flush", lambda path: (flushed.append(path), plain(path)))
         vote = rater.draw_vote(first)
         assert browser.post("/rate/votes", json=vote).json()["saved"] is True
@@ -119,7 +125,7 @@ def test_a_vote_is_acknowledged_after_its_flush_and_never_after_one_that_failed(
         flushed.clear()
         assert browser.post("/rate/votes", json=vote).json()["repeated"] is True
         assert flushed == []  # nothing new was written
-        after = rater.draw_vote(browser.get("/rate/pair").json()["pair"]["id"])
+        after = rater.draw_vote(pair_of(browser))
 
         def broken(path: Path) -> None:
             raise OSError(5, "Input/output error")

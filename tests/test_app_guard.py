@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
-from app_support import SECRET, Site, client_of, open_site
+from app_support import CONSENT, SECRET, Site, client_of, open_site
 
 from rating_app.page import static_template
 
@@ -87,7 +88,7 @@ def test_the_page_itself_is_served_with_a_policy_that_names_no_other_host(site):
 def test_only_this_page_may_start_a_session(site, headers, status):
     client = client_of(site, started=False)
     answer = client.post(
-        "/rate/session", content='{"consent": true}', headers={"Content-Type": "application/json", **headers}
+        "/rate/session", content=json.dumps(CONSENT), headers={"Content-Type": "application/json", **headers}
     )
     assert answer.status_code == status
     assert not [name for name in answer.headers if name.startswith("access-control")]

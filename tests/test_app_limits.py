@@ -145,10 +145,10 @@ def test_a_forwarding_header_is_believed_as_far_as_trusted_proxies_wrote_it(peer
     assert Perimeter().caller(scope(peer, *headers)) == (peer, "http")
 
 
-def test_a_refused_vote_is_told_to_come_again_and_is_saved_then(tmp_path):
+def test_a_vote_that_comes_too_fast_is_told_when_to_come_again(tmp_path):
     with open_site(tmp_path, perimeter=Perimeter(rate_scale=1 / 60), minimum_listening_seconds=0.0) as site:
         client = client_of(site)  # one vote at once, and one every 30 s
-        pair = client.get("/rate/pair").json()["pair"]
+        pair = {"id": "0" * 32}
         body = a_vote(pair, heard={"left": 0.1, "right": 0.1})
         assert client.post("/rate/votes", json={}).status_code == 422
         refused = client.post("/rate/votes", json=body)

@@ -12,7 +12,7 @@ import shutil
 import socket
 
 import pytest
-from app_support import Site, a_vote, client_of, open_site
+from app_support import CONSENT, Site, a_vote, client_of, next_pair, open_site
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
@@ -69,7 +69,7 @@ def test_not_ready_without_its_store(site: Site):
 
 def test_the_figures_count_votes_refusals_repeats_sessions_and_database_errors(site: Site, monkeypatch):
     client = client_of(site)
-    pair = client.get("/rate/pair").json()["pair"]
+    pair = next_pair(client)
     body = a_vote(pair, heard={"left": 0.1, "right": 0.1})
     for _ in range(3):
         assert client.post("/rate/votes", json=body).status_code == 200
@@ -159,7 +159,7 @@ def test_behind_a_tls_proxy_cookies_are_secure_and_plain_http_is_refused(tmp_pat
         forwarded = {"X-Forwarded-For": "198.51.100.1", "X-Forwarded-Proto": "https"}
         assert client.get("/rate/state").status_code == 403
         assert client.get("/healthz").status_code == client.get("/healthz/ready").status_code == 200
-        body = {"json": {"consent": True}}
+        body = {"json": CONSENT}
         started = client.post("/rate/session", headers={**forwarded, "Origin": "https://listen.test"}, **body)
         assert started.status_code == 200 and "secure" in started.headers["set-cookie"].lower()
         assert started.headers["strict-transport-security"].startswith("max-age=")

@@ -31,7 +31,10 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 def pair_of(browser: httpx.Client) -> dict:
     answer = browser.get("/rate/pair")
     assert answer.status_code == 200, answer.text
-    return answer.json()["pair"]
+    pair = answer.json()["pair"]
+    for address in pair["clips"].values() if pair else ():
+        assert browser.get(address).status_code == 200
+    return pair
 
 
 def short_vote(pair: dict, key: str | None = None, **changes: object) -> dict:
@@ -267,7 +270,7 @@ def test_a_made_up_or_mixed_cookie_is_nobody(target: Target):
         "", "v1", "x" * 5000, one.cookies["attune"][:-1] + "0", one.cookies["attune"].upper(),
         ".".join([*parts[:2], more[2], parts[3]]), ".".join([parts[0], more[1], *parts[2:]]),
         Tokens("attune-development-secret").cookie(mine), Tokens("").cookie(mine),
-        Tokens("guess").cookie(RaterCookie(mine.browser_id, theirs.session_id)), "v2" + one.cookies["attune"][2:],
+        Tokens("guess").cookie(RaterCookie(mine.browser_id, theirs.sessions)), "v3" + one.cookies["attune"][2:],
         one.cookies["attune"] + "." + parts[3], "' OR 1=1 --",
     ]  # fmt: skip
     for value in forged:
