@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "domain", "config", "db", "audio_facts", "clips", "anchors", "studies", "pairing", "serving",
-    "listening_credit", "absolute", "votes", "withdrawal", "accounts", "invites", "study_edit", "music", "preferences",
-    "rewards", "training", "evaluation", "flags", "study_power", "study_figures", "exports", "simulation", "versions",
-    "circle", "jobs", "cli",
+    "listening_credit", "absolute", "votes", "withdrawal", "accounts", "invites", "study_edit", "backup", "music",
+    "preferences", "rewards", "training", "evaluation", "flags", "study_power", "study_figures", "exports",
+    "simulation", "versions", "circle", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 

@@ -119,6 +119,7 @@ export class PairMode {
   show(pair) {
     const { page, ballot } = this;
     this.watchPlayer();
+    const draft = this.practising ? null : this.drafts.read(pair.info.id);
     this.pair = pair;
     this.shown += 1;
     this.voteKey = this.practising ? null : this.drafts.keyOf(pair.info.id, randomKey);
@@ -133,7 +134,7 @@ export class PairMode {
     page.player.setClips(pair.buffers.left, pair.buffers.right, pair.info.first_side);
     this.deck.show(pair.scale);
     this.comment.pin(null);
-    this.restore();
+    if (draft?.answers) this.restore(draft);
     page.phase("rate");
     page.touch();
     performance.measure("attune-pair-shown", { start: performance.getEntriesByName("attune-vote").at(-1)?.startTime ?? this.shownAt });
@@ -241,9 +242,7 @@ export class PairMode {
     });
   }
 
-  restore() {
-    const draft = this.practising ? null : this.drafts.read(this.pair.info.id);
-    if (!draft?.answers) return;
+  restore(draft) {
     this.telemetry.begin(this.pair.info.id, draft.seq);
     this.page.player.restoreHeard(draft.heard);
     this.comment.text = draft.comment;
