@@ -23,6 +23,7 @@ from alignment.studies import StudyRecipe, rules_of
 from rating_app.admin import pages_accounts, pages_login, pages_studies, pages_study, recipe_form
 from rating_app.admin.app import CONTENT_SECURITY_POLICY
 from rating_app.admin.visitors import COOKIE
+from rating_app.routes import withdrawal_code
 from rating_app.tokens import RaterCookie, Tokens
 
 
@@ -411,6 +412,11 @@ def test_a_rater_is_withdrawn_only_when_the_organiser_is_sure(tmp_path):
     assert done.status_code == 200 and "is withdrawn" in done.text and "had reached no version" in done.text
     assert f'value="{rater}"' not in done.text
     assert "more withdrawn" in client.get(f"/admin/study/{site.study_id}").text
+    other = uuid.uuid5(uuid.NAMESPACE_OID, "rater 3")
+    code = withdrawal_code(other.hex * 2)  # as the rater's page shows it
+    assert post(client, page, f"{page}/withdraw", rater=code[:-1], sure="yes").status_code == 404
+    assert str(other)[-8:] in post(client, page, f"{page}/withdraw", rater=f" {code.upper()} ", sure="yes").text
+    assert f'value="{other}"' not in client.get(page).text
     site.database.close()
 
 

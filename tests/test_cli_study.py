@@ -69,6 +69,27 @@ def test_a_study_is_created_opened_invited_to_shown_exported_and_closed(home, tm
         assert attune(capsys, "study", verb, "first", "--home", home, "--json").json["state"] == state
 
 
+def test_a_rater_is_withdrawn_by_the_code_of_their_page(home, tmp_path, capsys):
+    from alignment.db.figures import study_raters
+    from alignment.db.studies import get_study
+    from alignment.domain import RaterKind
+    from alignment.votes import VoteService
+
+    attune(capsys, "study", "create", _recipe(tmp_path), "--open", "--home", home)
+    database = open_database(f"sqlite:///{home / 'attune.db'}")
+    service = VoteService(database, secret="a secret for tests only")
+    service.open_session(service.enrol_rater("somebody", kind=RaterKind.HUMAN), "first")
+    with database.session(write=False) as s:
+        study = get_study(s, "first")
+        (rater,) = study_raters(s, study.id)
+    code = "-".join(rater.code[i : i + 4] for i in range(0, 16, 4))
+    assert attune(capsys, "study", "withdraw", "first", "0000-0000-0000-0000", "--yes", "--home", home).code == 1
+    assert attune(capsys, "study", "withdraw", "first", code, "--yes", "--home", home, "--json").json["votes"] == 0
+    with database.session(write=False) as s:
+        assert study_raters(s, study.id)[0].status == "withdrawn"
+    database.close()
+
+
 def test_every_fault_of_a_recipe_is_told_at_once(home, tmp_path, capsys):
     path = _recipe(tmp_path, votes_per_pair=0, acess="open")
     told = attune(capsys, "study", "create", path, "--home", home)
@@ -96,3 +117,42 @@ def test_an_account_gets_its_password_from_stdin_and_never_from_the_command_line
     ]  # fmt: skip
     for name in ("add", "password"):
         assert not re.search(r"--password\b", attune(capsys, "account", name, "--help").out)
+
+
+def test_scores_of_a_reward_model_fill_the_dashboard_and_replace_older_ones(home, tmp_path, capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from alignment.circle import score_study
+    from alignment.db import figures, runs, studies
+
+    attune(capsys, "study", "create", _recipe(tmp_path), "--home", home)
+    database = open_database(f"sqlite:///{home / 'attune.db'}")
+    with database.session() as s:
+        run_id = runs.add_train_run(s, kind="reward", snapshot_id=None, config={}, metrics={})
+        runs.add_reward_model(
+            s, name="judge", train_run_id=run_id, encoder="clap", heads=["preference"], calibration={},
+            artefact_sha256="2" * 64, artefact_uri="rewards/1",
+        )  # fmt: skip
+    given = []
+
+    def score_each(ws, reward, prompts, clips, progress):
+        """The model's stand-in: a clip's score is its place among those it was given, plus the number of the run."""
+        order = [clip.id for prompt in prompts for clip in clips[prompt.id]]
+        given.append(order)
+        preference = np.arange(len(order)) + 10.0 * len(given)
+        return SimpleNamespace(preference=preference, uncertainty=np.full(len(order), 0.5))
+
+    monkeypatch.setattr(score_study, "load_reward_model", lambda ws, name: name)
+    monkeypatch.setattr(score_study, "score_each", score_each)
+    for run in (1, 2):
+        done = attune(capsys, "reward", "score", "judge", "--study", "first", "--home", home, "--json")
+        assert done.code == 0 and done.json["clips"] == 6
+        with database.session(write=False) as s:
+            clips = figures.study_clip_ids(s, studies.get_study(s, "first").id)
+            found = figures.clip_scores(s, clips)["judge"]
+        assert found == {clip: (place + 10.0 * run, 0.5) for place, clip in enumerate(given[-1])}
+    database.close()
+    unknown = attune(capsys, "reward", "score", "nobody", "--study", "first", "--home", home)
+    assert unknown.code == 1 and "known: judge" in unknown.err

@@ -213,7 +213,7 @@ def export(
 @app.command("withdraw")
 def withdraw(
     name: Name,
-    rater: Annotated[str, typer.Argument(help="The rater's id, or its last 8 characters as the raters' list has it.")],
+    rater: Annotated[str, typer.Argument(help="The code that the rater's page shows, or the rater's id.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     home: Home = None,
     database: DatabaseUrl = None,
@@ -227,9 +227,9 @@ def withdraw(
 
     db = _open(home, database)
     with db.session(write=False) as s:
-        found = [one.id for one in study_raters(s, get_study(s, name).id) if str(one.id).endswith(rater.lower())]
-    if len(found) != 1 or len(rater) < 8:
-        raise NotFoundError(f"{len(found)} raters of {name} end in {rater!r}; give the whole id of one.")
+        found = [one.id for one in study_raters(s, get_study(s, name).id) if one.is_called(rater)]
+    if len(found) != 1:
+        raise NotFoundError(f"{len(found)} raters of {name} are called {rater!r}; give the code from the rater's page.")
     if not yes:
         typer.confirm(f"Withdraw rater {found[0]}? It cannot be undone.", abort=True)
     done = take_back(db, found[0], actor=actor())

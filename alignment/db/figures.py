@@ -392,7 +392,8 @@ def study_counts(s: Session) -> dict[uuid.UUID, StudyCount]:
 
 @dataclass(frozen=True)
 class StudyRater:
-    """A rater of a study as an organiser may see one: no name, no pseudonym."""
+    """A rater of a study as an organiser may see one, without a name. ``code`` is the start of the pseudonym, 16 hex
+    digits, which the rater's own page shows; None after a withdrawal."""
 
     id: uuid.UUID
     status: str
@@ -403,6 +404,13 @@ class StudyRater:
     first_seen: datetime
     training: bool | None
     publication: bool | None
+    code: str | None = None
+
+    def is_called(self, told: str) -> bool:
+        """Whether ``told`` is this rater's withdrawal code (dashes and case aside), id, or the id's last 8 digits."""
+        plain = told.strip().lower().replace("-", "")
+        known = {self.id.hex, self.id.hex[-8:], *([self.code] if self.code else [])}
+        return len(plain) >= 8 and plain in known
 
 
 def study_raters(s: Session, study_id: uuid.UUID) -> list[StudyRater]:
@@ -438,6 +446,6 @@ def study_raters(s: Session, study_id: uuid.UUID) -> list[StudyRater]:
         found[rater.id] = StudyRater(
             rater.id, rater.status, rater.cohort, rater.background or {}, (old.sessions if old else 0) + 1,
             (old.answers if old else 0) + answers[session.id], old.first_seen if old else session.started_at,
-            training, publication,
+            training, publication, rater.pseudonym[:16] if rater.pseudonym else None,
         )  # fmt: skip
     return list(found.values())

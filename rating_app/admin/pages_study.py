@@ -118,12 +118,14 @@ def raters_page(request: Request, visitor: Signed, study_id: str) -> Response:
 @router.post("/raters/withdraw")
 def withdraw(request: Request, visitor: Signed, study_id: str, form: Checked) -> Response:
     """Takes a rater's part back: comments deleted, pseudonym emptied, votes out of every new snapshot."""
-    study, rater = study_of(request, study_id), _id(form.get("rater"))
+    study, told = study_of(request, study_id), form.get("rater")
     with request.app.state.database.session(write=False) as s:
-        if rater not in {row.id for row in study_raters(s, study.id)}:
-            raise HTTPException(404, "This study has no such rater.")
+        found = [row.id for row in study_raters(s, study.id) if row.is_called(told)]
+    if len(found) != 1:
+        raise HTTPException(404, "This study has no such rater; check the code against the one you were sent.")
     if form.get("sure") != "yes":
         raise HTTPException(422, "Tick the box to withdraw this rater; it cannot be undone.")
+    rater = found[0]
     done = withdrawal.withdraw(request.app.state.database, rater, actor=visitor.name)
     reached = ", ".join(done.versions_reached) or "no version"
     notice = (
