@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "domain", "config", "db", "audio_facts", "clips", "anchors", "studies", "pairing", "serving",
-    "listening_credit", "absolute", "votes", "withdrawal", "music", "preferences", "rewards", "training",
-    "evaluation", "simulation", "versions", "circle", "jobs", "cli",
+    "listening_credit", "absolute", "admission", "answers", "crediting", "votes", "withdrawal",
+    "music", "preferences", "rewards", "training", "evaluation", "simulation", "versions", "circle", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 
