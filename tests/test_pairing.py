@@ -33,7 +33,7 @@ from tests.database_support import (  # noqa: F401
     sqlite_url,
 )
 from tests.listening_support import Clock
-from tests.study_support import sing
+from tests.singing_support import sing
 
 NORMAL, GOLD, REPEAT = BattleKind.NORMAL, BattleKind.GOLD, BattleKind.REPEAT
 

@@ -64,7 +64,7 @@ from tests.database_support import (  # noqa: F401
     sqlite_url,
 )
 from tests.listening_support import Clock
-from tests.study_support import RATE_HZ, sing
+from tests.singing_support import RATE_HZ, sing
 
 YES = Consent("1", training=True, publication=True)
 
