@@ -9,6 +9,7 @@
     ├── ModelError             a folder or file is not a model Attune can load
     │   └── ShapeError         tensors that do not fit together
     ├── DataError              votes, pairs or audio that cannot be used for what was asked
+    ├── LoginRefused           a name and password that open no account, or too many attempts
     ├── VoteRejected           a vote that must not be recorded
     │   ├── AssignmentExpired  the pair was served too long ago
     │   └── ListeningTooShort  a clip was not heard long enough
@@ -55,6 +56,10 @@ class ShapeError(ModelError):
 
 class DataError(AttuneError):
     """Votes, pairs or audio that cannot be used for what was asked."""
+
+
+class LoginRefused(AttuneError):
+    """A name and password that open no account, or too many attempts."""
 
 
 class VoteRejected(AttuneError):

@@ -2,58 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import random
-import secrets
+import threading
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from alignment.db import listening, votes
+from alignment import answers, serving
+from alignment.absolute import AbsoluteRatings
+from alignment.admission import admit, check_open
+from alignment.answers import ListenEvent
+from alignment.crediting import Claims, Crediting
+from alignment.db import listening, vote_path, votes
 from alignment.db.base import utcnow
+from alignment.db.clips import get_clips
 from alignment.db.engine import Database
-from alignment.db.studies import get_study
-from alignment.db.tables import EVENT_TYPES
-from alignment.domain import Assignment, Axis, Outcome, RaterKind, Side, VoteDraft, VoteReceipt
-from alignment.errors import (
-    AssignmentExpired,
-    ConfigError,
-    DataError,
-    ListeningTooShort,
-    NotFoundError,
-    VoteRejected,
+from alignment.domain import (
+    Assignment,
+    Consent,
+    Outcome,
+    RaterKind,
+    RatingAssignment,
+    RatingDraft,
+    RatingReceipt,
+    SessionProgress,
+    Side,
+    VoteDraft,
+    VoteReceipt,
+    rater_pseudonym,
 )
+from alignment.errors import AssignmentExpired, ConfigError, NotFoundError, VoteRejected
+from alignment.serving import Pools
 
-# Media time is counted in player ticks; a clip heard to its end may come out this much short.
-TICK_SECONDS = 0.05
+__all__ = ["ListenEvent", "SessionProgress", "VoteService"]
 
-
-@dataclass(frozen=True)
-class ListenEvent:
-    """One thing a player did. ``seq`` counts up from 0 in an assignment; ``type`` is one of EVENT_TYPES."""
-
-    seq: int
-    type: str
-    side: Side | None = None
-    media_seconds: float | None = None
-    client_ms: int | None = None
-
-
-@dataclass(frozen=True)
-class SessionProgress:
-    """``done``: battles of the study this rater has voted on; ``available``: those still waiting for them."""
-
-    done: int
-    available: int
-
-    @property
-    def total(self) -> int:
-        return self.done + self.available
+_FETCHES_KEPT = 4096
+_NOT_SERVED = "This pair was not served to this session; load the next one."
+_UNKNOWN_SESSION = "This listening session is unknown; start a new one."
 
 
 class VoteService:
@@ -62,6 +52,7 @@ class VoteService:
     ``secret`` keys the raters' pseudonyms: with another secret the same person is another rater.
     ``assignment_seconds`` is how long a served battle may be voted on. ``listening_slack_seconds``: a human cannot
     have heard more than the time since the battle was served plus this; ``math.inf`` believes every claim.
+    ``require_fetch``: a clip counts as heard only from when ``note_fetched`` said that its bytes were sent.
     """
 
     def __init__(
@@ -72,6 +63,7 @@ class VoteService:
         clock: Callable[[], datetime] = utcnow,
         assignment_seconds: float = 3600.0,
         listening_slack_seconds: float = 0.5,
+        require_fetch: bool = False,
     ) -> None:
         if not secret:
             raise ConfigError("The secret is empty; set ATTUNE_SECRET to a long random text.")
@@ -80,13 +72,24 @@ class VoteService:
         self._clock = clock
         self._assignment_time = timedelta(seconds=assignment_seconds)
         self._slack = listening_slack_seconds
+        self._credit = Crediting(slack_seconds=listening_slack_seconds, require_fetch=require_fetch)
+        self._pools = Pools.of(database)
+        self._fetched: OrderedDict[tuple[uuid.UUID, uuid.UUID, Side], None] = OrderedDict()
+        self._guard = threading.Lock()
+        self._ratings = AbsoluteRatings(
+            database,
+            clock=clock,
+            assignment_seconds=assignment_seconds,
+            slack_seconds=listening_slack_seconds,
+            require_fetch=require_fetch,
+        )
 
     def enrol_rater(
         self, external_id: str, *, kind: RaterKind, cohort: str | None = None, consent_version: str = "1"
     ) -> uuid.UUID:
         """The rater's id. Only a keyed hash of ``external_id`` is kept; the same person gets the same id again."""
         kind = RaterKind(kind)
-        pseudonym = hmac.new(self._secret, f"{kind.value}:{external_id}".encode(), hashlib.sha256).hexdigest()
+        pseudonym = rater_pseudonym(self._secret, kind, external_id)
         with self.database.session() as s:
             return listening.add_rater(
                 s, pseudonym=pseudonym, kind=kind, cohort=cohort, consent_version=consent_version, now=self._clock()
@@ -97,207 +100,233 @@ class VoteService:
         rater_id: uuid.UUID,
         study_name: str,
         *,
+        consent: Consent | None = None,
+        invite_id: uuid.UUID | None = None,
+        background: Mapping[str, str] | None = None,
+        headphone_check: bool | None = None,
         user_agent_family: str | None = None,
         audio_route: str | None = None,
         app_commit: str | None = None,
     ) -> uuid.UUID:
-        """The id of a new listening session.
+        """The id of a new listening session of an open study.
 
-        Raises NotFoundError for an unknown study or rater, DataError when the study is for the other kind of
-        rater (simulated and human votes never mix) or the rater has withdrawn."""
+        ``consent`` is recorded, and must be to the study's own text; ``background`` (answers to the questions of the
+        study's onboarding) is kept with the rater and makes the cohort. Raises NotFoundError for an unknown study or
+        rater, DataError when the study is for the other kind of rater (simulated and human votes never mix) or the
+        rater has withdrawn, VoteRejected with a sentence for the rater when the study is not open, asks for an
+        invitation that was not given or does not hold, or the consent is to another text."""
+        now = self._clock()
         with self.database.session() as s:
-            study = get_study(s, study_name)
-            rater = listening.get_rater(s, rater_id)
-            if rater is None:
-                raise NotFoundError(f"No rater has the id {rater_id}; enrol the rater first.")
-            kind, status = rater
-            if status != "active":
-                raise DataError(f"This rater is {status} and takes part in no further study.")
-            if kind != study.rater_kind:
-                raise DataError(f"Study {study_name} is for {study.rater_kind.value} raters; this one is {kind.value}.")
-            return listening.add_session(
+            return admit(
                 s,
-                rater_id=rater_id,
-                study_id=study.id,
-                now=self._clock(),
+                rater_id,
+                study_name,
+                now=now,
+                consent=consent,
+                invite_id=invite_id,
+                background=background,
+                headphone_check=headphone_check,
                 user_agent_family=user_agent_family,
                 audio_route=audio_route,
                 app_commit=app_commit,
             )
 
+    def finish_session(self, session_id: uuid.UUID) -> None:
+        """Notes that the rater has ended the session; what is still on its way is taken all the same.
+
+        Raises NotFoundError for an unknown session."""
+        with self.database.session() as s:
+            if not listening.finish_session(s, session_id, self._clock()):
+                raise NotFoundError("This listening session is unknown; start a new one.")
+
+    def note_fetched(self, session_id: uuid.UUID, assignment_id: uuid.UUID, side: Side) -> None:
+        """Notes, before they are sent, that the bytes of one clip go to the rater; only the first time counts.
+
+        Raises VoteRejected when the assignment is not this session's."""
+        side = Side(side)
+        with self._guard:
+            if (session_id, assignment_id, side) in self._fetched:
+                return
+        with self.database.session() as s:
+            if not vote_path.note_fetched(s, session_id, assignment_id, side, self._clock()):
+                raise VoteRejected(_NOT_SERVED)
+        with self._guard:
+            self._fetched[session_id, assignment_id, side] = None
+            while len(self._fetched) > _FETCHES_KEPT:
+                self._fetched.popitem(last=False)
+
+    def reveal(self, session_id: uuid.UUID, assignment_id: uuid.UUID) -> dict[str, str]:
+        """{"left": version, "right": version} of a pair that the rater has voted on, in a study that reveals.
+
+        Raises VoteRejected when the study does not reveal, or before the vote is stored."""
+        with self.database.session(write=False) as s:
+            assignment = listening.get_assignment(s, assignment_id)
+            context = vote_path.session_context(s, session_id)
+            if assignment is None or context is None or assignment.session_id != session_id:
+                raise VoteRejected(_NOT_SERVED)
+            if not context.reveal:
+                raise VoteRejected("This study does not say which version was which.")
+            if votes.latest_vote(s, assignment.id) is None:
+                raise VoteRejected("The versions are shown after your vote; vote on this pair first.")
+            clips = get_clips(s, [assignment.left_clip_id, assignment.right_clip_id])
+            return {
+                "left": clips[assignment.left_clip_id].version,
+                "right": clips[assignment.right_clip_id].version,
+            }
+
+    def next_rating(
+        self, session_id: uuid.UUID, *, rng: random.Random, in_hand: Collection[uuid.UUID] = ()
+    ) -> RatingAssignment | None:
+        """The clip to rate next in a rating study; None when this rater has rated all. See AbsoluteRatings."""
+        return self._ratings.next(session_id, rng=rng, in_hand=in_hand)
+
+    def note_rating_fetched(self, session_id: uuid.UUID, assignment_id: uuid.UUID) -> None:
+        """Notes, before they are sent, that the bytes of a clip to rate go to the rater."""
+        self._ratings.note_fetched(session_id, assignment_id)
+
+    def record_rating(self, session_id: uuid.UUID, draft: RatingDraft) -> RatingReceipt:
+        """The receipt of a rating that is safely stored, given only after the commit. See AbsoluteRatings."""
+        return self._ratings.record(session_id, draft)
+
     def next_assignment(
         self, session_id: uuid.UUID, *, rng: random.Random, in_hand: Collection[uuid.UUID] = ()
     ) -> Assignment | None:
-        """The battle to hear next; None when this rater has voted on all of the study's.
+        """The pair to hear next; None when this rater has voted on all of the study's, or on as many as a session has.
 
         An open assignment of the session is returned again, unless it is among ``in_hand``, those that a client
-        which fetches ahead holds already. Otherwise it is one of the battles with the fewest
-        votes, drawn by ``rng``, which also draws the sides and which sounds first. Raises NotFoundError for an
-        unknown session and VoteRejected when the rater has withdrawn."""
+        which fetches ahead holds already. Otherwise a battle is drawn by ``rng`` under the study's rules (a check of
+        the rater by its share, else an ordinary pair by the study's choice), the sides and which sounds first as well;
+        the chance that the draw had, given the session, is kept with the assignment. In an arena a session is served
+        only what was sung for it. Raises NotFoundError for an unknown session, VoteRejected when the study is not
+        open or the rater has withdrawn."""
+        return self._serve(session_id, rng, in_hand, with_progress=False)[0]
+
+    def next_pair(
+        self, session_id: uuid.UUID, *, rng: random.Random, in_hand: Collection[uuid.UUID] = ()
+    ) -> tuple[Assignment | None, SessionProgress]:
+        """What ``next_assignment`` and ``progress`` give, in one transaction."""
+        pair, progress = self._serve(session_id, rng, in_hand, with_progress=True)
+        return pair, progress or SessionProgress(0, 0)
+
+    def _serve(
+        self, session_id: uuid.UUID, rng: random.Random, in_hand: Collection[uuid.UUID], *, with_progress: bool
+    ) -> tuple[Assignment | None, SessionProgress | None]:
         with self.database.session() as s:
-            now = self._clock()
             context = self._context(s, session_id)
-            served = listening.open_assignment(s, context, now, in_hand)
-            if served is not None:
-                return served
-            fewest = listening.least_voted_battles(s, context, in_hand)
-            if fewest is None:
-                return None
-            count, among = fewest
-            battle = listening.nth_open_battle(s, context, votes=count, index=rng.randrange(among), in_hand=in_hand)
-            return listening.serve(
-                s,
-                session_id=session_id,
-                battle_id=battle,
-                left_is_clip_1=rng.random() < 0.5,
-                first_side=Side.LEFT if rng.random() < 0.5 else Side.RIGHT,
-                nonce=secrets.token_urlsafe(24),
-                now=now,
-                expires_at=now + self._assignment_time,
+            check_open(context.study_state)
+            pair = serving.next_assignment(
+                s, self._pools, context, rng=rng, in_hand=in_hand, now=self._clock(), lasts=self._assignment_time
             )
+            return pair, self._progress(s, context) if with_progress else None
+
+    def _progress(self, s: Session, context: vote_path.SessionContext) -> SessionProgress:
+        standing = vote_path.standing(
+            s,
+            rater_id=context.rater_id,
+            study_id=context.study_id,
+            session_id=context.session_id,
+            kinds=serving.ordinary(serving.rules_from(context.rules)),
+        )
+        return serving.progress_of(s, self._pools, context, standing)
 
     def record_events(self, session_id: uuid.UUID, assignment_id: uuid.UUID, events: Sequence[ListenEvent]) -> int:
         """How many events were new: one that was told before, by its ``seq``, is left alone.
 
         Raises VoteRejected when the assignment is not this session's or an event makes no sense."""
-        for event in events:
-            if event.type not in EVENT_TYPES:
-                raise VoteRejected(f"{event.type!r} is not a player event; known: {', '.join(EVENT_TYPES)}.")
-            if event.seq < 0 or (event.media_seconds is not None and not math.isfinite(event.media_seconds)):
-                raise VoteRejected("A player event has an impossible number in it.")
+        answers.check_events(events)
         with self.database.session() as s:
-            self._context(s, session_id)
-            self._own(s, session_id, assignment_id)
-            now = self._clock()
-            return listening.add_events(
-                s,
-                assignment_id,
-                [
-                    {
-                        "seq": event.seq,
-                        "side": None if event.side is None else Side(event.side),
-                        "type": event.type,
-                        "media_seconds": event.media_seconds,
-                        "client_ms": event.client_ms,
-                        "received_at": now,
-                    }
-                    for event in events
-                ],
-            )
+            owner = vote_path.owner_of(s, assignment_id)
+            if owner is None or owner[0] != session_id:
+                raise VoteRejected(_NOT_SERVED)
+            answers.check_active(owner[1])
+            return vote_path.add_events(s, answers.event_rows(assignment_id, events, self._clock()))
 
-    def record_vote(self, session_id: uuid.UUID, draft: VoteDraft) -> VoteReceipt:
-        """The receipt of a vote that is safely stored, given only after the commit.
+    def record_vote(
+        self, session_id: uuid.UUID, draft: VoteDraft, *, events: Sequence[ListenEvent] = ()
+    ) -> VoteReceipt:
+        """The receipt of a vote that is safely stored, given only after the commit, with the progress it made.
 
         The same idempotency key again gives the same receipt with ``repeated``. A new key for a battle that has a
-        vote is a correction: a new revision, unless the study reveals the versions after a vote. Raises VoteRejected,
-        AssignmentExpired or ListeningTooShort with a sentence for the rater; then nothing is stored."""
-        _check_draft(draft)
+        vote is a correction: a new revision, unless the study reveals the versions after a vote. ``events`` that come
+        with the vote are stored in the same transaction, also when the vote was saved before. Seconds that cannot
+        have been heard are not stored. Raises VoteRejected, AssignmentExpired or ListeningTooShort with a sentence for
+        the rater; then nothing is stored."""
+        answers.check_draft(draft)
+        answers.check_events(events)
         with self.database.session() as s:
             now = self._clock()
-            context = self._context(s, session_id)
-            assignment = self._own(s, session_id, draft.assignment_id)
-            saved = votes.vote_by_key(s, draft.idempotency_key)
+            pair = vote_path.vote_context(s, draft.assignment_id)
+            if pair is None or pair.session_id != session_id:
+                if vote_path.session_context(s, session_id) is None:
+                    raise NotFoundError(_UNKNOWN_SESSION)
+                # One sentence for both: a guesser must not learn which assignments exist.
+                raise VoteRejected(_NOT_SERVED)
+            answers.check_active(pair.rater_status)
+            rules = serving.rules_from(pair.rules)
+            rows = answers.event_rows(draft.assignment_id, events, now)
+            fresh = vote_path.add_events(s, rows)
+            saved, before = votes.find_votes(s, draft.idempotency_key, pair.assignment_id)
+            kinds = serving.ordinary(rules)
+            standing = vote_path.standing(
+                s,
+                rater_id=pair.rater_id,
+                study_id=pair.study_id,
+                session_id=session_id,
+                kinds=kinds,
+                battle_id=pair.battle_id,
+                assignment_id=pair.assignment_id,
+            )
             if saved is not None:
-                return _repeated(saved, draft)
-            if now >= assignment.expires_at:
+                again = answers.repeated(saved, draft)
+                return replace(again, progress=serving.progress_of(s, self._pools, pair.session, standing))
+            if now >= pair.expires_at:
                 raise AssignmentExpired("This pair was served too long ago; load the next one.")
-            before = votes.latest_vote(s, assignment.id)
-            if before is not None and context.reveal:
+            if before is not None and pair.reveal:
                 raise VoteRejected("This pair has your vote and its versions were shown; it cannot change now.")
-            if votes.voted_elsewhere(
-                s, rater_id=context.rater_id, battle_id=assignment.battle_id, assignment_id=assignment.id
-            ):
+            if standing.elsewhere:
                 raise VoteRejected("You have voted on this pair in another session; load the next one.")
-            if context.rater_kind == RaterKind.HUMAN and draft.outcome not in (Outcome.SKIP, Outcome.FAULT):
-                self._check_listening(s, context, assignment, draft, now)
+            answers.check_answer(draft, pair, rules)
+            claims: Claims | None = None
+            if pair.rater_kind is RaterKind.HUMAN and not math.isinf(self._slack):
+                claims = self._credit.claims(s, pair, standing)
+                told = list(events) if fresh == len(rows) and rows and rows[0]["seq"] == 0 else None
+                draft = self._credit.credited(s, pair, draft, claims, told, rows, now)
+            if pair.rater_kind is RaterKind.HUMAN:
+                answers.check_listening(pair, draft)
             revision = 1 if before is None else before.revision + 1
             new = votes.insert_vote(
-                s, draft, session_id=session_id, battle_id=assignment.battle_id, revision=revision, now=now
+                s, draft, session_id=session_id, battle_id=pair.battle_id, revision=revision, now=now
             )
-        return _receipt(new, repeated=False)
+            self._pools.announce(new.id)
+            if revision == 1:
+                standing = replace(
+                    standing,
+                    pairs=standing.pairs + 1,
+                    pairs_here=standing.pairs_here + 1,
+                    normal=standing.normal + (pair.battle_kind in kinds),
+                )
+            progress = serving.progress_of(s, self._pools, pair.session, standing)
+        self._pools.note(
+            pair.study_id, pair.battle_id, new.id, outcome=Outcome(draft.outcome),
+            before=None if before is None else before.outcome, left_is_clip_1=pair.left_is_clip_1,
+        )  # fmt: skip
+        if claims is not None:
+            self._credit.note(pair, draft, claims, standing.votes + 1)
+        return replace(answers.receipt_of(new, repeated=False), progress=progress)
 
     def progress(self, session_id: uuid.UUID) -> SessionProgress:
         """How far this session's rater is in its study."""
         with self.database.session(write=False) as s:
-            context = listening.session_context(s, session_id)
+            context = vote_path.session_context(s, session_id)
             if context is None:
-                raise NotFoundError("This listening session is unknown; start a new one.")
-            return SessionProgress(*listening.count_battles(s, context))
+                raise NotFoundError(_UNKNOWN_SESSION)
+            if context.study_mode != "rating":
+                return self._progress(s, context)
+        return self._ratings.progress(session_id)
 
-    def _context(self, s: Session, session_id: uuid.UUID) -> listening.SessionContext:
-        context = listening.session_context(s, session_id, lock=True)
+    def _context(self, s: Session, session_id: uuid.UUID) -> vote_path.SessionContext:
+        context = vote_path.session_context(s, session_id, lock=True)
         if context is None:
-            raise NotFoundError("This listening session is unknown; start a new one.")
-        if context.rater_status != "active":
-            raise VoteRejected(f"This rater is {context.rater_status}; nothing more is recorded.")
+            raise NotFoundError(_UNKNOWN_SESSION)
+        answers.check_active(context.rater_status)
         return context
-
-    def _own(self, s: Session, session_id: uuid.UUID, assignment_id: uuid.UUID) -> Assignment:
-        assignment = listening.get_assignment(s, assignment_id)
-        # One sentence for both: a guesser must not learn which assignments exist.
-        if assignment is None or assignment.session_id != session_id:
-            raise VoteRejected("This pair was not served to this session; load the next one.")
-        return assignment
-
-    def _check_listening(
-        self,
-        s: Session,
-        context: listening.SessionContext,
-        assignment: Assignment,
-        draft: VoteDraft,
-        now: datetime,
-    ) -> None:
-        minimum = context.minimum_listening_seconds
-        if minimum <= 0:
-            return
-        since = assignment.served_at
-        last = votes.last_in_session(s, assignment.session_id)[2]
-        revises = votes.latest_vote(s, assignment.id) is not None
-        if last is not None and not revises:
-            since = max(since, last)
-        claimed = draft.heard_left_seconds + draft.heard_right_seconds
-        allowed = (now - since).total_seconds() + self._slack
-        # Only one clip is audible at a time, so a claim longer than the time that passed counts in part.
-        share = 1.0 if claimed <= allowed else max(allowed, 0.0) / claimed
-        heard = (draft.heard_left_seconds * share, draft.heard_right_seconds * share)
-        for side, seconds, length in zip(("left", "right"), heard, listening.clip_seconds(s, assignment), strict=True):
-            needed = min(minimum, length)
-            if seconds + TICK_SECONDS < needed:
-                raise ListeningTooShort(
-                    f"You heard {seconds:.1f} s of the {side} clip; please hear at least {needed:g} s of both."
-                )
-
-
-def _check_draft(draft: VoteDraft) -> None:
-    if not 8 <= len(draft.idempotency_key) <= 200:
-        raise VoteRejected("The vote's idempotency key must have 8 to 200 characters.")
-    for axis, value in draft.axes.items():
-        if axis not in set(Axis) or isinstance(value, bool) or not isinstance(value, int) or not -2 <= value <= 2:
-            raise VoteRejected(f"{axis} is {value!r}; an axis is a whole number from -2 to 2.")
-    if draft.confidence is not None and draft.confidence not in (1, 2, 3):
-        raise VoteRejected(f"The confidence is {draft.confidence!r}; it must be 1, 2 or 3.")
-    for seconds in (draft.heard_left_seconds, draft.heard_right_seconds):
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise VoteRejected("The seconds heard must be 0 or more.")
-    if draft.switches < 0 or (draft.decision_ms is not None and draft.decision_ms < 0):
-        raise VoteRejected("The number of switches and the decision time must be 0 or more.")
-    if draft.comment is not None and len(draft.comment) > 5000:
-        raise VoteRejected(f"The comment has {len(draft.comment)} characters; at most 5000 fit.")
-
-
-def _repeated(saved: votes.SavedVote, draft: VoteDraft) -> VoteReceipt:
-    answer = (draft.assignment_id, Outcome(draft.outcome), {Axis(axis): value for axis, value in draft.axes.items()})
-    if (saved.assignment_id, saved.outcome, dict(saved.axes)) != answer:
-        raise VoteRejected("Another answer was saved under this key already; that one stands.")
-    return _receipt(saved, repeated=True)
-
-
-def _receipt(saved: votes.SavedVote, *, repeated: bool) -> VoteReceipt:
-    return VoteReceipt(
-        vote_id=saved.id,
-        assignment_id=saved.assignment_id,
-        revision=saved.revision,
-        row_hash=saved.row_hash,
-        saved_at=saved.created_at,
-        repeated=repeated,
-    )

@@ -38,6 +38,7 @@ def mount_page(app: FastAPI) -> FastAPI:
         gr.HTML("", html_template=static_template(), js_on_load=None, apply_default_css=False, elem_id="attune-shell")
     version = static_digest()
     head = (
+        f'<link rel="stylesheet" href="/player/{version}/page.css">'
         f'<link rel="stylesheet" href="/player/{version}/abplayer.css">'
         f'<script type="module" src="/player/{version}/page.js"></script>'
     )

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import circle, database, demo, models, serve
+from alignment.cli import account, circle, database, demo, models, serve, study
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -36,6 +36,8 @@ app.add_typer(models.align, name="align")
 app.command("compare")(circle.compare)
 app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
+app.add_typer(study.app, name="study")
+app.add_typer(account.app, name="account")
 
 INTERRUPTED = 130
 STOPPED = (

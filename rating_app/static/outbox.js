@@ -1,26 +1,31 @@
-// Votes on their way: kept in localStorage until the server says it has committed them.
+// Answers on their way: kept in this browser until the server says that it has committed them.
 
-const KEY = "attune.outbox.v1";
+const PREFIX = "attune.answer.v2.";
+const LONGEST_KEEPALIVE = 60_000; // browsers refuse more than 64 KiB of keepalive requests
+const REFUSALS = new Set([400, 401, 404, 409, 410, 413, 422]);
 
 export class ApiError extends Error {
+  /** `status` 0: no answer came, or none of our own. */
   constructor(message, status) {
     super(message);
     this.status = status;
   }
 
-  /** True when the same request may succeed later; otherwise the server understood and refused. */
+  /** True when the same request may succeed later; otherwise the server understood it and refused. */
   get passing() {
-    return this.status === 0 || this.status === 408 || this.status === 429 || this.status >= 500;
+    return !REFUSALS.has(this.status);
   }
 }
 
-/** The JSON answer of one of our own routes. Raises ApiError; status 0 means that no answer came. */
-export async function call(path, body, options = {}) {
-  const request = { credentials: "same-origin", cache: "no-store", ...options };
+/** The JSON answer of one of our own routes. Raises ApiError. */
+export async function call(path, body, { session = null, keepalive = false } = {}) {
+  const request = { credentials: "same-origin", cache: "no-store", headers: {} };
+  if (session) request.headers["X-Attune-Session"] = session;
   if (body !== undefined) {
     request.method = "POST";
-    request.headers = { "Content-Type": "application/json" };
+    request.headers["Content-Type"] = "application/json";
     request.body = JSON.stringify(body);
+    request.keepalive = keepalive && request.body.length * 3 < LONGEST_KEEPALIVE;
   }
   let response;
   try {
@@ -29,8 +34,10 @@ export async function call(path, body, options = {}) {
     throw new ApiError("The server cannot be reached.", 0);
   }
   const answer = await response.json().catch(() => null);
-  if (!response.ok || answer === null) throw new ApiError(answer?.error ?? "The server could not answer.", response.status || 500);
-  return answer;
+  if (response.ok && answer !== null) return answer;
+  // A page of a proxy or of a hotel's network is no answer of ours, whatever status it has.
+  if (typeof answer?.error !== "string") throw new ApiError("The server could not answer.", response.status >= 500 ? response.status : 0);
+  throw new ApiError(answer.error, response.status);
 }
 
 /** crypto.randomUUID exists only on secure origins; a study in a local network may not be one. */
@@ -38,36 +45,58 @@ export function randomKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Emits "saved" after a commit, "refused" when the server will not take a vote, "waiting" when it cannot be reached. */
+/** Emits "saved" after a commit, "refused" when the server will not take an answer, "waiting" when it cannot be reached.
+ *  Each answer has an entry of its own in localStorage: two tabs never overwrite each other's. */
 export class Outbox extends EventTarget {
   constructor(storage = localStorage) {
     super();
     this.storage = storage;
+    this.session = null;
+    this.unkept = new Map(); // answers that localStorage would not take
     this.delay = 1000;
     this.timer = null;
     this.flushing = null;
     window.addEventListener("online", () => this.flush());
+    document.addEventListener("visibilitychange", () => document.hidden || this.flush());
   }
 
-  get votes() {
-    try {
-      return JSON.parse(this.storage.getItem(KEY)) ?? [];
-    } catch {
-      return [];
+  /** Answers of this browser that are not saved yet, the oldest first. */
+  get waiting() {
+    const kept = [...this.unkept.values()];
+    for (let i = 0; i < this.storage.length; i++) {
+      const name = this.storage.key(i);
+      if (!name.startsWith(PREFIX)) continue;
+      try {
+        kept.push(JSON.parse(this.storage.getItem(name)));
+      } catch {} // not one of ours
     }
+    return kept.filter((entry) => entry?.body?.key).sort((a, b) => a.at - b.at);
   }
 
-  set votes(votes) {
-    this.storage.setItem(KEY, JSON.stringify(votes));
+  get empty() {
+    return this.waiting.length === 0;
   }
 
-  add(vote) {
-    if (!this.votes.some((kept) => kept.pair === vote.pair)) this.votes = [...this.votes, vote];
+  /** Pairs or items that have an answer on its way. */
+  get held() {
+    return this.waiting.map(({ body }) => body.pair ?? body.item).filter(Boolean);
+  }
+
+  add(path, body) {
+    const entry = { path, body, session: this.session, at: Date.now() };
+    this.dispatchEvent(new CustomEvent("added", { detail: entry }));
+    const name = PREFIX + body.key;
+    try {
+      if (this.storage.getItem(name) === null) this.storage.setItem(name, JSON.stringify(entry));
+    } catch {
+      this.unkept.set(body.key, entry); // storage is full or forbidden: kept while this page is open
+    }
     return this.flush();
   }
 
-  remove(vote) {
-    this.votes = this.votes.filter((kept) => kept.key !== vote.key);
+  remove({ body }) {
+    this.unkept.delete(body.key);
+    this.storage.removeItem(PREFIX + body.key);
   }
 
   flush() {
@@ -77,21 +106,23 @@ export class Outbox extends EventTarget {
 
   async send() {
     clearTimeout(this.timer);
-    for (let vote = this.votes[0]; vote; vote = this.votes[0]) {
+    for (let [entry] = this.waiting; entry; [entry] = this.waiting) {
       try {
-        const receipt = await call("/rate/votes", vote, { keepalive: true });
-        this.remove(vote);
+        const receipt = await call(entry.path, entry.body, { session: entry.session, keepalive: true });
+        if (receipt.saved !== true) throw new ApiError("The server could not answer.", 0);
+        this.remove(entry);
         this.delay = 1000;
-        this.dispatchEvent(new CustomEvent("saved", { detail: { vote, receipt } }));
+        this.dispatchEvent(new CustomEvent("saved", { detail: { ...entry, receipt } }));
       } catch (error) {
+        if (!(error instanceof ApiError)) throw error;
         if (!error.passing) {
-          this.remove(vote);
-          this.dispatchEvent(new CustomEvent("refused", { detail: { vote, error } }));
+          this.remove(entry);
+          this.dispatchEvent(new CustomEvent("refused", { detail: { ...entry, error } }));
           continue;
         }
         this.timer = setTimeout(() => this.flush(), this.delay);
         this.delay = Math.min(30000, this.delay * 2);
-        this.dispatchEvent(new CustomEvent("waiting", { detail: { vote, error } }));
+        this.dispatchEvent(new CustomEvent("waiting", { detail: { ...entry, error } }));
         return;
       }
     }

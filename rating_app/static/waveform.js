@@ -16,6 +16,11 @@ export function peaks(buffer, count) {
   return found;
 }
 
+/** The loudest sample of both clips: what fills the height of the drawing. */
+export function commonScale(buffers) {
+  return Math.max(0.05, ...buffers.flatMap((buffer) => Array.from(peaks(buffer, 100))));
+}
+
 /** Draws `buffer` into the canvas at the size its box has now. `scale` is shared by both clips of a pair. */
 export function drawWaveform(canvas, buffer, heard, scale) {
   const box = canvas.getBoundingClientRect();
