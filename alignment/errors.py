@@ -9,6 +9,7 @@
     ├── ModelError             a folder or file is not a model Attune can load
     │   └── ShapeError         tensors that do not fit together
     ├── DataError              votes, pairs or audio that cannot be used for what was asked
+    │   └── PromptRefused      a typed prompt that is not sung; its sentence is for the rater
     ├── VoteRejected           a vote that must not be recorded
     │   ├── AssignmentExpired  the pair was served too long ago
     │   └── ListeningTooShort  a clip was not heard long enough
@@ -55,6 +56,10 @@ class ShapeError(ModelError):
 
 class DataError(AttuneError):
     """Votes, pairs or audio that cannot be used for what was asked."""
+
+
+class PromptRefused(DataError):
+    """A typed prompt that is not sung. The sentence is for the rater who typed it."""
 
 
 class VoteRejected(AttuneError):

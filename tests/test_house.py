@@ -12,10 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "domain", "config", "db", "audio_facts", "clips", "votes", "music", "preferences", "rewards", "training",
-    "evaluation", "simulation", "versions", "circle", "jobs", "cli",
+    "errors", "domain", "config", "studies", "moderation", "db", "audio_facts", "clips", "votes", "requests", "music",
+    "preferences", "rewards", "training", "evaluation", "simulation", "versions", "circle", "worker", "jobs", "cli",
 ]  # fmt: skip
-ACROSS = {"circle", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
+ACROSS = {"circle", "worker", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 
 
 def imported_modules(path: Path) -> set[str]:
