@@ -73,6 +73,10 @@ class Axis(enum.StrEnum):
     QUALITY = "quality"
 
 
+# The "base" of versions that are processed audio and no policy: heard in studies, never trained on, never listed.
+ANCHOR_BASE = "anchor"
+
+
 def canonical_sha256(value: object) -> str:
     """sha256, hex, of ``value`` as canonical JSON (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -201,6 +205,70 @@ class VoteDraft:
     heard_right_seconds: float = 0.0
     switches: int = 0
     decision_ms: int | None = None
+    comment_side: Side | None = None  # the clip that the comment is about
+    comment_start_seconds: float | None = None  # a moment, or with an end a stretch, of that clip
+    comment_end_seconds: float | None = None
+    broken: Side | None = None  # "this one is clearly broken": the outcome is then the other clip
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What a rater agreed to: the version of the text, and apart from it training and publication."""
+
+    text_version: str
+    training: bool
+    publication: bool
+
+
+@dataclass(frozen=True)
+class RatingAssignment:
+    """One clip served to one listening session for absolute rating. It does not tell the item's kind."""
+
+    id: uuid.UUID
+    session_id: uuid.UUID
+    item_id: uuid.UUID
+    prompt_text: str
+    clip_id: uuid.UUID
+    served_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class RatingDraft:
+    """What a listener says of one clip: quality and relevance from 1 to 100, mean opinion score from 1 to 5; a scale
+    that the study does not ask stays None."""
+
+    assignment_id: uuid.UUID
+    idempotency_key: str
+    quality: int | None = None
+    relevance: int | None = None
+    mos: float | None = None
+    heard_seconds: float = 0.0
+    decision_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class RatingReceipt:
+    """Returned only after the commit. ``repeated`` is True when the same idempotency key was already saved."""
+
+    rating_id: uuid.UUID
+    assignment_id: uuid.UUID
+    saved_at: datetime
+    repeated: bool
+    progress: SessionProgress | None = None  # as of this rating
+
+
+@dataclass(frozen=True)
+class SessionProgress:
+    """``done``: pairs (or clips) this rater has answered; ``available``: those still waiting for them, as far as a
+    session goes."""
+
+    done: int
+    available: int
+
+    @property
+    def total(self) -> int:
+        return self.done + self.available
 
 
 @dataclass(frozen=True)
@@ -213,6 +281,7 @@ class VoteReceipt:
     row_hash: str
     saved_at: datetime
     repeated: bool
+    progress: SessionProgress | None = None  # as of this vote
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,33 @@ import math
 import random
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from alignment.db import listening, votes
+from alignment.absolute import AbsoluteRatings
+from alignment.db import listening, people, votes
 from alignment.db.base import utcnow
+from alignment.db.clips import get_clips
 from alignment.db.engine import Database
 from alignment.db.studies import get_study
 from alignment.db.tables import EVENT_TYPES
-from alignment.domain import Assignment, Axis, Outcome, RaterKind, Side, VoteDraft, VoteReceipt
+from alignment.domain import (
+    Assignment,
+    Axis,
+    Consent,
+    Outcome,
+    RaterKind,
+    RatingAssignment,
+    RatingDraft,
+    RatingReceipt,
+    SessionProgress,
+    Side,
+    VoteDraft,
+    VoteReceipt,
+)
 from alignment.errors import (
     AssignmentExpired,
     ConfigError,
@@ -28,6 +43,7 @@ from alignment.errors import (
     NotFoundError,
     VoteRejected,
 )
+from alignment.studies import rules_of
 
 # Media time is counted in player ticks; a clip heard to its end may come out this much short.
 TICK_SECONDS = 0.05
@@ -44,24 +60,13 @@ class ListenEvent:
     client_ms: int | None = None
 
 
-@dataclass(frozen=True)
-class SessionProgress:
-    """``done``: battles of the study this rater has voted on; ``available``: those still waiting for them."""
-
-    done: int
-    available: int
-
-    @property
-    def total(self) -> int:
-        return self.done + self.available
-
-
 class VoteService:
     """Serves battles blind and saves votes, each in one transaction.
 
     ``secret`` keys the raters' pseudonyms: with another secret the same person is another rater.
     ``assignment_seconds`` is how long a served battle may be voted on. ``listening_slack_seconds``: a human cannot
     have heard more than the time since the battle was served plus this; ``math.inf`` believes every claim.
+    ``require_fetch``: a clip counts as heard only from when ``note_fetched`` said that its bytes were sent.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class VoteService:
         clock: Callable[[], datetime] = utcnow,
         assignment_seconds: float = 3600.0,
         listening_slack_seconds: float = 0.5,
+        require_fetch: bool = False,
     ) -> None:
         if not secret:
             raise ConfigError("The secret is empty; set ATTUNE_SECRET to a long random text.")
@@ -80,6 +86,14 @@ class VoteService:
         self._clock = clock
         self._assignment_time = timedelta(seconds=assignment_seconds)
         self._slack = listening_slack_seconds
+        self._require_fetch = require_fetch
+        self._ratings = AbsoluteRatings(
+            database,
+            clock=clock,
+            assignment_seconds=assignment_seconds,
+            slack_seconds=listening_slack_seconds,
+            require_fetch=require_fetch,
+        )
 
     def enrol_rater(
         self, external_id: str, *, kind: RaterKind, cohort: str | None = None, consent_version: str = "1"
@@ -97,14 +111,22 @@ class VoteService:
         rater_id: uuid.UUID,
         study_name: str,
         *,
+        consent: Consent | None = None,
+        invite_id: uuid.UUID | None = None,
+        background: Mapping[str, str] | None = None,
+        headphone_check: bool | None = None,
         user_agent_family: str | None = None,
         audio_route: str | None = None,
         app_commit: str | None = None,
     ) -> uuid.UUID:
-        """The id of a new listening session.
+        """The id of a new listening session of an open study.
 
-        Raises NotFoundError for an unknown study or rater, DataError when the study is for the other kind of
-        rater (simulated and human votes never mix) or the rater has withdrawn."""
+        ``consent`` is recorded, and must be to the study's own text; ``background`` (answers to the questions of the
+        study's onboarding) is kept with the rater and makes the cohort. Raises NotFoundError for an unknown study or
+        rater, DataError when the study is for the other kind of rater (simulated and human votes never mix) or the
+        rater has withdrawn, VoteRejected with a sentence for the rater when the study is not open, asks for an
+        invitation that was not given or does not hold, or the consent is to another text."""
+        now = self._clock()
         with self.database.session() as s:
             study = get_study(s, study_name)
             rater = listening.get_rater(s, rater_id)
@@ -115,15 +137,83 @@ class VoteService:
                 raise DataError(f"This rater is {status} and takes part in no further study.")
             if kind != study.rater_kind:
                 raise DataError(f"Study {study_name} is for {study.rater_kind.value} raters; this one is {kind.value}.")
-            return listening.add_session(
+            _check_open(study.state)
+            rules = rules_of(study)
+            if invite_id is not None:
+                fault = people.invite_fault(s, invite_id, study.id, now)
+                if fault is not None:
+                    raise VoteRejected(fault)
+            elif rules.access == "invited":
+                raise VoteRejected("This study is by invitation; open the link that you were sent.")
+            if consent is not None:
+                wanted = rules.onboarding.consent_version
+                if study.rules and consent.text_version != wanted:
+                    raise VoteRejected("The consent text has changed since you read it; reload the page to read it.")
+                people.add_consent(s, rater_id=rater_id, study_id=study.id, consent=consent, now=now)
+            if background:
+                told = _background(background, rules.onboarding.background)
+                cohort = ", ".join(f"{name}: {told[name]}" for name in rules.onboarding.background if name in told)
+                people.tell_background(s, rater_id, told, cohort or None)
+            session_id = listening.add_session(
                 s,
                 rater_id=rater_id,
                 study_id=study.id,
-                now=self._clock(),
+                now=now,
+                headphone_check=headphone_check,
                 user_agent_family=user_agent_family,
                 audio_route=audio_route,
                 app_commit=app_commit,
             )
+            if invite_id is not None:
+                people.add_invite_use(s, session_id=session_id, invite_id=invite_id, now=now)
+            return session_id
+
+    def finish_session(self, session_id: uuid.UUID) -> None:
+        """Notes that the rater has ended the session; what is still on its way is taken all the same.
+
+        Raises NotFoundError for an unknown session."""
+        with self.database.session() as s:
+            if not listening.finish_session(s, session_id, self._clock()):
+                raise NotFoundError("This listening session is unknown; start a new one.")
+
+    def note_fetched(self, session_id: uuid.UUID, assignment_id: uuid.UUID, side: Side) -> None:
+        """Notes, before they are sent, that the bytes of one clip go to the rater; only the first time counts.
+
+        Raises VoteRejected when the assignment is not this session's."""
+        with self.database.session() as s:
+            if not listening.note_fetched(s, session_id, assignment_id, Side(side), self._clock()):
+                raise VoteRejected("This pair was not served to this session; load the next one.")
+
+    def reveal(self, session_id: uuid.UUID, assignment_id: uuid.UUID) -> dict[str, str]:
+        """{"left": version, "right": version} of a pair that the rater has voted on, in a study that reveals.
+
+        Raises VoteRejected when the study does not reveal, or before the vote is stored."""
+        with self.database.session(write=False) as s:
+            assignment = self._own(s, session_id, assignment_id)
+            context = listening.session_context(s, session_id)
+            if context is None or not context.reveal:
+                raise VoteRejected("This study does not say which version was which.")
+            if votes.latest_vote(s, assignment.id) is None:
+                raise VoteRejected("The versions are shown after your vote; vote on this pair first.")
+            clips = get_clips(s, [assignment.left_clip_id, assignment.right_clip_id])
+            return {
+                "left": clips[assignment.left_clip_id].version,
+                "right": clips[assignment.right_clip_id].version,
+            }
+
+    def next_rating(
+        self, session_id: uuid.UUID, *, rng: random.Random, in_hand: Collection[uuid.UUID] = ()
+    ) -> RatingAssignment | None:
+        """The clip to rate next in a rating study; None when this rater has rated all. See AbsoluteRatings."""
+        return self._ratings.next(session_id, rng=rng, in_hand=in_hand)
+
+    def note_rating_fetched(self, session_id: uuid.UUID, assignment_id: uuid.UUID) -> None:
+        """Notes, before they are sent, that the bytes of a clip to rate go to the rater."""
+        self._ratings.note_fetched(session_id, assignment_id)
+
+    def record_rating(self, session_id: uuid.UUID, draft: RatingDraft) -> RatingReceipt:
+        """The receipt of a rating that is safely stored, given only after the commit. See AbsoluteRatings."""
+        return self._ratings.record(session_id, draft)
 
     def next_assignment(
         self, session_id: uuid.UUID, *, rng: random.Random, in_hand: Collection[uuid.UUID] = ()
@@ -137,6 +227,7 @@ class VoteService:
         with self.database.session() as s:
             now = self._clock()
             context = self._context(s, session_id)
+            _check_open(context.study_state)
             served = listening.open_assignment(s, context, now, in_hand)
             if served is not None:
                 return served
@@ -185,13 +276,20 @@ class VoteService:
                 ],
             )
 
-    def record_vote(self, session_id: uuid.UUID, draft: VoteDraft) -> VoteReceipt:
-        """The receipt of a vote that is safely stored, given only after the commit.
+    def record_vote(
+        self, session_id: uuid.UUID, draft: VoteDraft, *, events: Sequence[ListenEvent] = ()
+    ) -> VoteReceipt:
+        """The receipt of a vote that is safely stored, given only after the commit, with the progress it made.
+
+        ``events`` that come with the vote are stored first, in the same transaction, also when the vote was saved
+        before.
 
         The same idempotency key again gives the same receipt with ``repeated``. A new key for a battle that has a
         vote is a correction: a new revision, unless the study reveals the versions after a vote. Raises VoteRejected,
         AssignmentExpired or ListeningTooShort with a sentence for the rater; then nothing is stored."""
         _check_draft(draft)
+        if events:
+            self.record_events(session_id, draft.assignment_id, events)
         with self.database.session() as s:
             now = self._clock()
             context = self._context(s, session_id)
@@ -214,7 +312,7 @@ class VoteService:
             new = votes.insert_vote(
                 s, draft, session_id=session_id, battle_id=assignment.battle_id, revision=revision, now=now
             )
-        return _receipt(new, repeated=False)
+        return replace(_receipt(new, repeated=False), progress=self.progress(session_id))
 
     def progress(self, session_id: uuid.UUID) -> SessionProgress:
         """How far this session's rater is in its study."""
@@ -266,6 +364,20 @@ class VoteService:
                 raise ListeningTooShort(
                     f"You heard {seconds:.1f} s of the {side} clip; please hear at least {needed:g} s of both."
                 )
+
+
+def _check_open(state: str) -> None:
+    if state != "open":
+        raise VoteRejected(listening.not_open(state))
+
+
+def _background(told: Mapping[str, str], asked: Sequence[str]) -> dict[str, str]:
+    for name, answer in told.items():
+        if name not in asked:
+            raise VoteRejected(f"This study does not ask about {name!r}.")
+        if not isinstance(answer, str) or not 0 < len(answer.strip()) <= 80:
+            raise VoteRejected("An answer about yourself must have 1 to 80 characters.")
+    return {name: answer.strip() for name, answer in told.items()}
 
 
 def _check_draft(draft: VoteDraft) -> None:

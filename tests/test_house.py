@@ -12,8 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    "errors", "domain", "config", "studies", "moderation", "db", "audio_facts", "clips", "votes", "requests", "music",
-    "preferences", "rewards", "training", "evaluation", "simulation", "versions", "circle", "worker", "jobs", "cli",
+    "errors", "domain", "config", "db", "audio_facts", "clips", "anchors", "studies", "moderation", "pairing",
+    "listening_credit", "absolute", "votes", "withdrawal", "requests", "music", "preferences", "rewards", "training",
+    "evaluation", "simulation", "versions", "circle", "worker", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "worker", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 

@@ -38,6 +38,13 @@ class SessionContext:
     study_id: uuid.UUID
     minimum_listening_seconds: float
     reveal: bool
+    study_state: str = "open"
+
+
+def not_open(state: str) -> str:
+    """What a rater is told of a study in a state other than open."""
+    told = {"paused": "is paused at the moment; come back later", "closed": "has ended; thank you for your interest"}
+    return f"This study {told.get(state, 'has not begun yet; come back later')}."
 
 
 def add_rater(
@@ -102,6 +109,7 @@ def session_context(s: Session, session_id: uuid.UUID, *, lock: bool = False) ->
             StudyRow.id,
             StudyRow.minimum_listening_seconds,
             StudyRow.reveal,
+            StudyRow.state,
         )
         .join(RaterRow, ListeningSessionRow.rater_id == RaterRow.id)
         .join(StudyRow, ListeningSessionRow.study_id == StudyRow.id)
@@ -111,6 +119,28 @@ def session_context(s: Session, session_id: uuid.UUID, *, lock: bool = False) ->
         query = query.with_for_update(of=RaterRow)
     row = s.execute(query).one_or_none()
     return None if row is None else SessionContext(*row)
+
+
+def finish_session(s: Session, session_id: uuid.UUID, now: datetime) -> bool:
+    """Whether there is such a session; its end is noted once."""
+    known = s.execute(
+        sa.select(ListeningSessionRow.finished_at).where(ListeningSessionRow.id == session_id)
+    ).one_or_none()
+    if known is not None and known.finished_at is None:
+        s.execute(sa.update(ListeningSessionRow).where(ListeningSessionRow.id == session_id).values(finished_at=now))
+    return known is not None
+
+
+def note_fetched(s: Session, session_id: uuid.UUID, assignment_id: uuid.UUID, side: Side, now: datetime) -> bool:
+    """Whether the session has this assignment; the first time that a side's bytes were sent is kept."""
+    column = AssignmentRow.left_fetched_at if side is Side.LEFT else AssignmentRow.right_fetched_at
+    done = s.execute(
+        sa.update(AssignmentRow)
+        .where(AssignmentRow.id == assignment_id, AssignmentRow.session_id == session_id)
+        .values({column: sa.func.coalesce(column, now)})
+        .execution_options(synchronize_session=False)
+    )
+    return done.rowcount > 0
 
 
 def _voted_battles(rater_id: uuid.UUID) -> sa.Select[tuple[uuid.UUID]]:

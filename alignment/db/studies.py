@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow, uuid7
 from alignment.db.clips import get_clips
-from alignment.db.tables import BattleRow, BattleTallyRow, StudyRow, StudyVersionRow, VersionRow
+from alignment.db.tables import (
+    STUDY_STATES,
+    BattleRow,
+    BattleTallyRow,
+    PromptSetMemberRow,
+    PromptSetRow,
+    StudyRow,
+    StudyVersionRow,
+    VersionRow,
+)
 from alignment.db.versions import get_version
 from alignment.domain import Battle, BattleKind, RaterKind
 from alignment.errors import DataError, NotFoundError
@@ -19,7 +29,9 @@ from alignment.errors import DataError, NotFoundError
 
 @dataclass(frozen=True)
 class Study:
-    """What raters are asked, and under which rules. ``reveal``: the versions are named after each vote."""
+    """What raters are asked, and under which rules. ``reveal``: the versions are named after each vote.
+
+    ``rules`` is the recipe the study was made from, as JSON; empty for a study that was made without one."""
 
     id: uuid.UUID
     name: str
@@ -28,6 +40,9 @@ class Study:
     minimum_listening_seconds: float
     reveal: bool
     rater_kind: RaterKind
+    mode: str = "ab"
+    state: str = "open"
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,8 +67,14 @@ def create_study(
     minimum_listening_seconds: float,
     reveal: bool = False,
     rater_kind: RaterKind,
+    mode: str = "ab",
+    state: str = "open",
+    rules: Mapping[str, Any] | None = None,
+    prompt_set_id: uuid.UUID | None = None,
+    gold_share: float = 0.0,
+    repeat_share: float = 0.0,
 ) -> uuid.UUID:
-    """The id of the study of this name, created if it is new.
+    """The id of the study of this name, created in ``state`` if it is new.
 
     Raises DataError when the name stands for a study with other rules, NotFoundError for an unknown version."""
     wanted = Study(
@@ -64,6 +85,9 @@ def create_study(
         minimum_listening_seconds=float(minimum_listening_seconds),
         reveal=reveal,
         rater_kind=RaterKind(rater_kind),
+        mode=mode,
+        state=state,
+        rules=dict(rules or {}),
     )
     if not wanted.minimum_listening_seconds >= 0:
         raise DataError(f"Study {name}: the minimum listening is {minimum_listening_seconds}; it must be 0 or more.")
@@ -72,7 +96,7 @@ def create_study(
         old = _study(s, row)
         other = [
             field
-            for field in ("versions", "questions", "minimum_listening_seconds", "reveal", "rater_kind")
+            for field in ("versions", "questions", "minimum_listening_seconds", "reveal", "rater_kind", "mode", "rules")
             if getattr(old, field) != getattr(wanted, field)
         ]
         if other:
@@ -85,10 +109,14 @@ def create_study(
             name=name,
             questions=list(wanted.questions),
             minimum_listening_seconds=wanted.minimum_listening_seconds,
-            gold_share=0.0,
-            repeat_share=0.0,
+            prompt_set_id=prompt_set_id,
+            gold_share=gold_share,
+            repeat_share=repeat_share,
             reveal=reveal,
             rater_kind=wanted.rater_kind,
+            mode=mode,
+            state=state,
+            rules=dict(wanted.rules),
             created_at=utcnow(),
         )
     )
@@ -104,6 +132,58 @@ def get_study(s: Session, name: str) -> Study:
         names = list(s.scalars(sa.select(StudyRow.name).order_by(StudyRow.id)))
         raise NotFoundError(f"No study is called {name}; known: {', '.join(names) or 'none yet'}.")
     return _study(s, row)
+
+
+def get_study_by_id(s: Session, study_id: uuid.UUID) -> Study:
+    """The study with this id. Raises NotFoundError."""
+    row = s.get(StudyRow, study_id)
+    if row is None:
+        raise NotFoundError(f"No study has the id {study_id}.")
+    return _study(s, row)
+
+
+def set_state(s: Session, study_id: uuid.UUID, state: str) -> None:
+    """Moves the study to one of STUDY_STATES. Raises DataError for another word."""
+    if state not in STUDY_STATES:
+        raise DataError(f"{state!r} is no state of a study; it must be one of {', '.join(STUDY_STATES)}.")
+    s.execute(sa.update(StudyRow).where(StudyRow.id == study_id).values(state=state))
+
+
+def add_prompt_set(s: Session, name: str, prompt_ids: Iterable[uuid.UUID]) -> uuid.UUID:
+    """The id of the prompt set of this name, created if it is new. Raises DataError when it holds other prompts."""
+    wanted = set(prompt_ids)
+    known = s.scalar(sa.select(PromptSetRow.id).where(PromptSetRow.name == name))
+    if known is not None:
+        if set(prompts_of_set(s, name)) != wanted:
+            raise DataError(f"Prompt set {name} exists with other prompts; choose another name.")
+        return known
+    new = uuid7()
+    s.execute(sa.insert(PromptSetRow).values(id=new, name=name, created_at=utcnow()))
+    if wanted:
+        s.execute(
+            sa.insert(PromptSetMemberRow), [{"prompt_set_id": new, "prompt_id": prompt} for prompt in sorted(wanted)]
+        )
+    return new
+
+
+def get_prompt_set(s: Session, name: str) -> uuid.UUID:
+    """The id of the prompt set of this name. Raises NotFoundError that lists the known ones."""
+    known = s.scalar(sa.select(PromptSetRow.id).where(PromptSetRow.name == name))
+    if known is None:
+        names = list(s.scalars(sa.select(PromptSetRow.name).order_by(PromptSetRow.id)))
+        raise NotFoundError(f"No prompt set is called {name}; known: {', '.join(names) or 'none yet'}.")
+    return known
+
+
+def prompts_of_set(s: Session, name: str) -> list[uuid.UUID]:
+    """The ids of the set's prompts, in order. Raises NotFoundError for an unknown set."""
+    return list(
+        s.scalars(
+            sa.select(PromptSetMemberRow.prompt_id)
+            .where(PromptSetMemberRow.prompt_set_id == get_prompt_set(s, name))
+            .order_by(PromptSetMemberRow.prompt_id)
+        )
+    )
 
 
 def list_studies(s: Session) -> list[Study]:
@@ -125,6 +205,9 @@ def _study(s: Session, row: StudyRow) -> Study:
         minimum_listening_seconds=row.minimum_listening_seconds,
         reveal=row.reveal,
         rater_kind=row.rater_kind,
+        mode=row.mode,
+        state=row.state,
+        rules=dict(row.rules or {}),
     )
 
 

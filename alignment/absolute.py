@@ -1,0 +1,177 @@
+"""Absolute ratings: serving one clip at a time and saving what was said of it."""
+
+from __future__ import annotations
+
+import math
+import random
+import uuid
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from alignment.db import listening, ratings
+from alignment.db.engine import Database
+from alignment.db.studies import get_study_by_id
+from alignment.domain import RatingAssignment, RatingDraft, RatingReceipt, SessionProgress
+from alignment.errors import AssignmentExpired, ListeningTooShort, NotFoundError, VoteRejected
+from alignment.studies import StudyRecipe, rules_of
+
+TICK_SECONDS = 0.05
+MIX = 0.1  # chance that a clip is drawn from all instead of the least rated
+
+
+class AbsoluteRatings:
+    """Serves the clips of rating studies blind and saves ratings, each in one transaction. Options as VoteService's."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], datetime],
+        assignment_seconds: float,
+        slack_seconds: float,
+        require_fetch: bool,
+    ) -> None:
+        self.database = database
+        self._clock = clock
+        self._assignment_time = timedelta(seconds=assignment_seconds)
+        self._slack = slack_seconds
+        self._require_fetch = require_fetch
+
+    def next(
+        self, session_id: uuid.UUID, *, rng: random.Random, in_hand: Collection[uuid.UUID] = ()
+    ) -> RatingAssignment | None:
+        """The clip to rate next; None when this rater has rated all, or as many as a session has.
+
+        An open assignment of the session is returned again unless it is among ``in_hand``. Otherwise it is mostly one
+        of the least rated clips, drawn by ``rng``; references and anchors come among the rest. Raises NotFoundError
+        for an unknown session, VoteRejected when the study is not open or the rater has withdrawn."""
+        with self.database.session() as s:
+            now = self._clock()
+            context, rules = self._context(s, session_id)
+            if context.study_state != "open":
+                raise VoteRejected(listening.not_open(context.study_state))
+            rated = ratings.rated_by(s, context.rater_id, context.study_id)
+            served = ratings.open_item(s, session_id, rated, now, in_hand)
+            if served is not None:
+                return served
+            here = ratings.served_in(s, session_id)
+            held = {one.assignment.clip_id for one in here if one.assignment.id in set(in_hand)}
+            limit = rules.pacing.pairs_per_session
+            if limit is not None and sum(one.assignment.clip_id in rated | held for one in here) >= limit:
+                return None
+            often = ratings.rated_often(s, context.study_id)
+            waiting = [i for i in ratings.list_items(s, context.study_id) if i.clip_id not in rated | held]
+            if not waiting:
+                return None
+            least = min(often[item.id] for item in waiting)
+            among = waiting if rng.random() < MIX else [item for item in waiting if often[item.id] == least]
+            return ratings.serve_item(
+                s,
+                session_id=session_id,
+                item_id=rng.choice(among).id,
+                now=now,
+                expires_at=now + self._assignment_time,
+            )
+
+    def note_fetched(self, session_id: uuid.UUID, assignment_id: uuid.UUID) -> None:
+        """Notes, before they are sent, that the clip's bytes go to the rater; only the first time counts."""
+        with self.database.session() as s:
+            served = ratings.get_served(s, assignment_id)
+            if served is None or served.assignment.session_id != session_id:
+                raise VoteRejected("This clip was not served to this session; load the next one.")
+            ratings.note_item_fetched(s, session_id, assignment_id, self._clock())
+
+    def record(self, session_id: uuid.UUID, draft: RatingDraft) -> RatingReceipt:
+        """The receipt of a rating that is safely stored, given only after the commit.
+
+        The same idempotency key again gives the same receipt with ``repeated``; a clip that has the session's rating
+        takes no other. Raises VoteRejected, AssignmentExpired or ListeningTooShort with a sentence for the rater."""
+        _check_draft(draft)
+        with self.database.session() as s:
+            now = self._clock()
+            context, rules = self._context(s, session_id)
+            served = ratings.get_served(s, draft.assignment_id)
+            if served is None or served.assignment.session_id != session_id:
+                raise VoteRejected("This clip was not served to this session; load the next one.")
+            saved = ratings.rating_by_key(s, draft.idempotency_key)
+            if saved is not None:
+                said = (draft.quality, draft.relevance, draft.mos)
+                if (saved.session_id, saved.clip_id, saved.answer) != (session_id, served.assignment.clip_id, said):
+                    raise VoteRejected("Another answer was saved under this key already; that one stands.")
+                progress = self._progress(s, context, rules, session_id)
+                return RatingReceipt(saved.id, draft.assignment_id, saved.created_at, True, progress)
+            if now >= served.assignment.expires_at:
+                raise AssignmentExpired("This clip was served too long ago; load the next one.")
+            if served.assignment.clip_id in ratings.rated_by(s, context.rater_id, context.study_id):
+                raise VoteRejected("You have rated this clip already; load the next one.")
+            _check_scales(draft, rules)
+            heard = self._heard(s, session_id, served, draft, now)
+            needed = min(context.minimum_listening_seconds, served.clip_seconds)
+            if heard + TICK_SECONDS < needed:
+                raise ListeningTooShort(f"You heard {heard:.1f} s of the clip; please hear at least {needed:g} s.")
+            new = ratings.insert_rating(
+                s, draft, session_id=session_id, clip_id=served.assignment.clip_id, heard_seconds=heard, now=now
+            )
+            progress = self._progress(s, context, rules, session_id)
+        return RatingReceipt(new, draft.assignment_id, now, False, progress)
+
+    def progress(self, session_id: uuid.UUID) -> SessionProgress:
+        """How far this session's rater is in its rating study."""
+        with self.database.session(write=False) as s:
+            context, rules = self._context(s, session_id, lock=False)
+            return self._progress(s, context, rules, session_id)
+
+    def _heard(
+        self, s: Session, session_id: uuid.UUID, served: ratings.ServedItem, draft: RatingDraft, now: datetime
+    ) -> float:
+        since = served.fetched_at or (None if self._require_fetch else served.assignment.served_at)
+        if since is None:
+            return 0.0
+        passed = (now - since).total_seconds() + self._slack
+        return max(0.0, min(draft.heard_seconds, served.clip_seconds, passed))
+
+    def _progress(
+        self, s: Session, context: listening.SessionContext, rules: StudyRecipe, session_id: uuid.UUID
+    ) -> SessionProgress:
+        rated = ratings.rated_by(s, context.rater_id, context.study_id)
+        waiting = sum(item.clip_id not in rated for item in ratings.list_items(s, context.study_id))
+        limit = rules.pacing.pairs_per_session
+        if limit is not None:
+            here = sum(one.assignment.clip_id in rated for one in ratings.served_in(s, session_id))
+            waiting = min(waiting, max(0, limit - here))
+        return SessionProgress(len(rated), waiting)
+
+    def _context(
+        self, s: Session, session_id: uuid.UUID, *, lock: bool = True
+    ) -> tuple[listening.SessionContext, StudyRecipe]:
+        context = listening.session_context(s, session_id, lock=lock)
+        if context is None:
+            raise NotFoundError("This listening session is unknown; start a new one.")
+        if context.rater_status != "active":
+            raise VoteRejected(f"This rater is {context.rater_status}; nothing more is recorded.")
+        return context, rules_of(get_study_by_id(s, context.study_id))
+
+
+def _check_draft(draft: RatingDraft) -> None:
+    if not 8 <= len(draft.idempotency_key) <= 200:
+        raise VoteRejected("The rating's idempotency key must have 8 to 200 characters.")
+    for name, value in (("quality", draft.quality), ("relevance", draft.relevance)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100):
+            raise VoteRejected(f"{name} is {value!r}; it is a whole number from 1 to 100.")
+    if draft.mos is not None and (isinstance(draft.mos, bool) or draft.mos not in (1, 2, 3, 4, 5)):
+        raise VoteRejected(f"mos is {draft.mos!r}; it is 1, 2, 3, 4 or 5.")
+    if not (math.isfinite(draft.heard_seconds) and draft.heard_seconds >= 0):
+        raise VoteRejected("The seconds heard must be 0 or more.")
+    if draft.decision_ms is not None and draft.decision_ms < 0:
+        raise VoteRejected("The decision time must be 0 or more.")
+
+
+def _check_scales(draft: RatingDraft, rules: StudyRecipe) -> None:
+    for name in ("quality", "relevance", "mos"):
+        given = getattr(draft, name) is not None
+        if given and name not in rules.scales:
+            raise VoteRejected(f"This study does not ask about {name}.")
+        if not given and name in rules.scales:
+            raise VoteRejected(f"The answer about {name} is missing; give it and send the rating again.")

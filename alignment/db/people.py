@@ -1,0 +1,94 @@
+"""Queries about people's part in studies: consent, invitations, background, and who did what."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from alignment.db.base import utcnow, uuid7
+from alignment.db.tables import AuditLogRow, ConsentRow, InviteRow, InviteUseRow, RaterRow
+from alignment.domain import Consent, canonical_sha256
+
+
+def add_audit(
+    s: Session, *, actor: str, action: str, subject: str | None = None, before: object = None, after: object = None
+) -> None:
+    """Records who did what; ``before`` and ``after`` (JSON values) are kept as hashes only."""
+    s.execute(
+        sa.insert(AuditLogRow).values(
+            id=uuid7(),
+            actor=actor,
+            action=action,
+            subject=subject,
+            before_sha256=None if before is None else canonical_sha256(before),
+            after_sha256=None if after is None else canonical_sha256(after),
+            created_at=utcnow(),
+        )
+    )
+
+
+def add_consent(s: Session, *, rater_id: uuid.UUID, study_id: uuid.UUID, consent: Consent, now: datetime) -> None:
+    """Records what the rater agreed to; the newest row of a rater and study counts."""
+    s.execute(
+        sa.insert(ConsentRow).values(
+            id=uuid7(),
+            rater_id=rater_id,
+            study_id=study_id,
+            text_version=consent.text_version,
+            training=consent.training,
+            publication=consent.publication,
+            created_at=now,
+        )
+    )
+
+
+def get_consent(s: Session, rater_id: uuid.UUID, study_id: uuid.UUID) -> Consent | None:
+    """What the rater agreed to last in this study; None when nothing was recorded."""
+    row = s.execute(
+        sa.select(ConsentRow.text_version, ConsentRow.training, ConsentRow.publication)
+        .where(ConsentRow.rater_id == rater_id, ConsentRow.study_id == study_id)
+        .order_by(ConsentRow.created_at.desc(), ConsentRow.id.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else Consent(*row)
+
+
+def tell_background(s: Session, rater_id: uuid.UUID, background: Mapping[str, Any], cohort: str | None) -> None:
+    """Adds what a rater told about themselves, and the cohort it makes."""
+    known = s.scalar(sa.select(RaterRow.background).where(RaterRow.id == rater_id)) or {}
+    values: dict[str, Any] = {"background": {**known, **background}}
+    if cohort is not None:
+        values["cohort"] = cohort
+    s.execute(sa.update(RaterRow).where(RaterRow.id == rater_id).values(values))
+
+
+def invite_fault(s: Session, invite_id: uuid.UUID, study_id: uuid.UUID, now: datetime) -> str | None:
+    """Why the invitation opens no session of the study, in a sentence for the rater; None when it does.
+
+    Its row stays locked until the transaction ends, so that its uses are counted right."""
+    invite = s.execute(
+        sa.select(InviteRow.study_id, InviteRow.expires_at, InviteRow.revoked_at, InviteRow.most_uses)
+        .where(InviteRow.id == invite_id)
+        .with_for_update()
+    ).one_or_none()
+    if invite is None or invite.study_id != study_id:
+        return "This invitation is not for this study; open the link that you were sent."
+    if invite.revoked_at is not None:
+        return "This invitation was taken back; ask the organiser for a new one."
+    if invite.expires_at is not None and now >= invite.expires_at:
+        return "This invitation has expired; ask the organiser for a new one."
+    if invite.most_uses is not None:
+        used = s.scalar(sa.select(sa.func.count()).where(InviteUseRow.invite_id == invite_id)) or 0
+        if used >= invite.most_uses:
+            return "This invitation was used as often as it may be; ask the organiser for a new one."
+    return None
+
+
+def add_invite_use(s: Session, *, session_id: uuid.UUID, invite_id: uuid.UUID, now: datetime) -> None:
+    """Records that the invitation opened the session."""
+    s.execute(sa.insert(InviteUseRow).values(session_id=session_id, invite_id=invite_id, created_at=now))
