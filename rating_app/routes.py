@@ -14,6 +14,7 @@ from alignment.domain import Axis, Outcome, Side, VoteDraft
 from alignment.errors import NotFoundError
 from alignment.votes import ListenEvent, SessionProgress
 from rating_app.page import STATIC, static_digest
+from rating_app.perimeter import note_of
 from rating_app.service import RatingService, ServedPair
 from rating_app.tokens import COOKIE_NAME, COOKIE_SECONDS, RaterCookie, Tokens
 
@@ -107,12 +108,6 @@ def _pair(pair: ServedPair, tokens: Tokens) -> dict[str, object]:
     }
 
 
-@router.get("/healthz")
-def healthz(service: Service) -> Response:
-    service.alive()
-    return JSONResponse({"status": "ok"}, headers=NO_STORE)
-
-
 @router.get("/rate/state")
 def state(request: Request, service: Service) -> Response:
     """What the page needs before anything else."""
@@ -198,7 +193,7 @@ def events(body: EventsRequest, service: Service, session_id: Session) -> Respon
 
 
 @router.post("/rate/votes")
-def vote(body: VoteRequest, service: Service, session_id: Session) -> Response:
+def vote(body: VoteRequest, request: Request, service: Service, session_id: Session) -> Response:
     """Records the events that came along, then the vote; answers after the commit and never before."""
     service.record_events(session_id, body.pair, [event.to_domain() for event in body.events])
     receipt = service.record_vote(
@@ -216,6 +211,7 @@ def vote(body: VoteRequest, service: Service, session_id: Session) -> Response:
             decision_ms=body.decision_ms,
         ),
     )
+    note_of(request.scope).receipt = "repeated" if receipt.repeated else "saved"
     answer = {"saved": True, "repeated": receipt.repeated, "progress": _progress(service.progress(session_id))}
     return JSONResponse(answer, headers=NO_STORE)
 

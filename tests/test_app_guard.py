@@ -62,7 +62,9 @@ def test_the_page_itself_is_served_with_a_policy_that_names_no_other_host(site):
     answer = client_of(site, started=False).get("/?view=api&deep_link=x", headers={"Origin": "https://evil.test"})
     assert answer.status_code == 200 and "data-phase" in answer.text
     policy = answer.headers["content-security-policy"]
-    assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    scripts = next(part for part in policy.split("; ") if part.startswith("script-src"))
+    assert "'unsafe-inline'" not in scripts and scripts.count("'sha256-") >= 3
     assert "http" not in policy and "*" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert not [name for name in answer.headers if name.startswith("access-control")]
