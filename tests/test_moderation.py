@@ -76,6 +76,8 @@ def test_a_word_inside_another_word_is_left_alone() -> None:
         listed = () if inside == "it" else (inside,)
         assert not names_any(text, listed)
     assert not names_any("cocktail jazz in Penistone", ["cock", "penis"])
+    assert not names_any("455 and 1055", ["ass", "loss"])  # numbers
+    assert not names_any("moto rhead", ["Motörhead"]) and names_any("motorhead", ["Motörhead"])
     assert not names_any("good", ["god"]) and not names_any("goood", ["lod"])
 
 
