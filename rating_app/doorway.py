@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,14 +62,13 @@ class Doorway:
         await receive()
         closing.set()
         if self._app is None:
-            inside.cancel()  # the thread may still run; nobody waits for it
+            inside.cancel()
         await asyncio.gather(inside, return_exceptions=True)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _open(self, closing: asyncio.Event) -> None:
         try:
-            app = await asyncio.to_thread(self._prepare)
-            await self._run(app, closing)
+            await self._run(await _in_a_thread(self._prepare), closing)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -110,3 +111,29 @@ class Doorway:
         headers = [*_HEADERS, *extra, (b"content-type", kind), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def _in_a_thread(step: Callable[[], ASGIApp]) -> ASGIApp:
+    """What the step returns or raises. Unlike asyncio's own threads, nobody waits for this one when we are ended."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ASGIApp] = loop.create_future()
+
+    def settle(app: ASGIApp | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            assert app is not None
+            future.set_result(app)
+
+    def run() -> None:
+        try:
+            answer: tuple[ASGIApp | None, BaseException | None] = (step(), None)
+        except BaseException as error:
+            answer = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(settle, *answer)
+
+    threading.Thread(target=run, name="preparing", daemon=True).start()
+    return await future

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from app_support import fill, running
 from arena_support import count, make_arena, rows
 from circle_support import attune
@@ -209,6 +210,22 @@ def test_a_door_that_cannot_be_opened_says_why_and_stays_shut() -> None:
         assert said.wait(20)
         assert httpx.get(f"{address}/rate/state").status_code == 503
     assert str(door.error) == "the model is gone"
+
+
+def test_a_server_told_to_end_does_not_wait_for_clips_that_are_still_being_sung() -> None:
+    never = threading.Event()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            Doorway(lambda: never.wait() or FastAPI(), sung=lambda: (0, 24)), port=free_port(), log_level="error"
+        )
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    ask_until(lambda: server.started, seconds=20)
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+    never.set()
 
 
 # The child --------------------------------------------------------------------------------------------------------
