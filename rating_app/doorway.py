@@ -20,7 +20,7 @@ _FILES = {
 _HEADERS = [
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
         b"form-action 'none'; frame-ancestors 'none'",
     ),
     (b"cache-control", b"no-store"),

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +20,12 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from app_support import fill, running
+from app_support import BROWSER_ARGUMENTS, fill, running
 from arena_support import count, make_arena, rows
 from circle_support import attune
 from database_support import postgres_server, postgres_url, sqlite_database, sqlite_url
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 
 import rating_app.serve as serving
 from alignment.clips import ClipStore
@@ -210,6 +212,36 @@ def test_a_door_that_cannot_be_opened_says_why_and_stays_shut() -> None:
         assert said.wait(20)
         assert httpx.get(f"{address}/rate/state").status_code == 503
     assert str(door.error) == "the model is gone"
+
+
+@pytest.mark.browser
+def test_the_waiting_page_counts_the_clips_and_goes_on_by_itself() -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(chromium).exists():
+        message = f"{chromium} is not there; `make system` installs Debian's chromium."
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    sung, ready, inside = [0, 24], threading.Event(), FastAPI()
+    inside.add_api_route("/rate/state", lambda: {"study": {}})
+    inside.add_api_route("/", lambda: HTMLResponse("<h1>Which one do you prefer?</h1>"))
+    door = Doorway(lambda: ready.wait(60) and inside, sung=lambda: (sung[0], sung[1]))
+    with running(door) as address, sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_ARGUMENTS)
+        page, faults = browser.new_page(viewport={"width": 360, "height": 740}), []
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda said: "Security Policy" in said.text and faults.append(said.text))
+        page.on("request", lambda asked: asked.url.startswith((address, "data:")) or faults.append(asked.url))
+        page.goto(address)
+        page.get_by_text("0 of 24 clips").wait_for()
+        sung[0] = 16
+        page.get_by_text("16 of 24 clips").wait_for()
+        assert page.get_by_role("progressbar").evaluate("bar => bar.value / bar.max") == 16 / 24
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        ready.set()
+        page.get_by_role("heading", name="Which one do you prefer?").wait_for()
+        browser.close()
+    assert faults == []
 
 
 def test_a_server_told_to_end_does_not_wait_for_clips_that_are_still_being_sung() -> None:

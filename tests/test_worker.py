@@ -192,6 +192,7 @@ def test_a_worker_that_lost_its_request_stops_singing_it(sqlite_database: Databa
     worker.run(once=True)
     assert diary.events == ["singing", "lost"]
     assert count(ws.database, "clip") == 0 and status(ws, asked).state == "running"
+    assert not list(Path(ws.store.root).rglob("*.flac"))  # it did not sing on in vain
 
 
 def test_a_full_disk_ends_the_worker_with_one_sentence_and_nothing_half_written(
