@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -115,17 +116,19 @@ def test_sigterm_ends_the_command_within_five_seconds_and_its_request_waits_agai
         [*ATTUNE, "worker", "--home", str(tmp_path)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     try:
-        events = []
-        while "singing" not in events:
-            events.append(json.loads(worker.stderr.readline())["event"])
-        began = time.monotonic()
+        told = {}
+        while "singing" not in told:
+            line = json.loads(worker.stderr.readline())
+            told[line["event"]] = datetime.fromisoformat(line["time"])
+        asked = datetime.now(UTC)
         worker.send_signal(signal.SIGTERM)
-        events += [json.loads(line)["event"] for line in worker.stderr]
-        assert worker.wait(10) == 0
-        assert time.monotonic() - began < 5
+        for line in map(json.loads, worker.stderr):
+            told[line["event"]] = datetime.fromisoformat(line["time"])
+        assert worker.wait(30) == 0
     finally:
         worker.kill()
-    assert events == ["ready", "singing", "handed-back", "ended"]
+    assert list(told) == ["ready", "singing", "handed-back", "ended"]
+    assert (told["handed-back"] - asked).total_seconds() < 5  # by its own clock: a busy machine ends processes slowly
     assert service.status(session, ticket.id).state == "waiting"
     assert rows(sqlite_database, "generation_request", "attempts")[0][0] == 0
 
