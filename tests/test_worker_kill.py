@@ -162,7 +162,7 @@ def test_a_worker_whose_parent_is_killed_ends_by_itself() -> None:
     child = (
         "import os, signal, sys\n"
         "from alignment.cli.stopping import block_signals, die_with_parent\n"
-        "block_signals(); die_with_parent(int(sys.argv[1]))\n"
+        "signal.alarm(30); block_signals(); die_with_parent(int(sys.argv[1]))\n"
         "print('ready', flush=True)\n"
         "signal.sigwait({signal.SIGTERM}); print('told', flush=True)\n"
     )
