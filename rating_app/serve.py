@@ -24,7 +24,8 @@ FIRST_PROMPTS = 12
 
 @dataclass(frozen=True)
 class Wishes:
-    """What `attune serve` was asked to do. ``embedded``: the database is a file that may be made and filled here."""
+    """What `attune serve` was asked to do. ``embedded``: the database is a file that may be made and filled here,
+    which on PostgreSQL and in production nobody does behind an organiser's back."""
 
     database_url: str
     store_root: str
@@ -36,10 +37,11 @@ class Wishes:
     perimeter: Perimeter | None = None
     worker: bool = True
     arena: bool = True
+    production: bool = False
 
     @property
     def embedded(self) -> bool:
-        return normalised(self.database_url).get_backend_name() == "sqlite"
+        return normalised(self.database_url).get_backend_name() == "sqlite" and not self.production
 
     @property
     def address(self) -> str:

@@ -34,7 +34,7 @@ from alignment.db.engine import Database, open_database
 from alignment.db.studies import create_study, get_study, list_battles
 from alignment.db.versions import add_version, list_versions
 from alignment.domain import RaterKind
-from alignment.errors import ModelError
+from alignment.errors import ModelError, SchemaVersionError
 from alignment.requests import ArenaService
 from alignment.studies import rules_of
 from rating_app.demo import default_study, ensure_arena_study, ensure_demo_study, newcomers_rules
@@ -421,6 +421,14 @@ def test_on_postgresql_nothing_is_made_by_itself(postgres_url: str, tmp_path: Pa
     refused(attune(capsys, "serve", *options), "attune study create")
     assert count(database, "study") == 0 and not (tmp_path / "store").exists()
     database.close()
+
+
+def test_in_production_an_sqlite_file_is_not_made_either(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'attune.db'}"
+    wishes = serving.Wishes(url, str(tmp_path / "store"), "secret", port=free_port(), production=True)
+    with pytest.raises(SchemaVersionError, match="attune db upgrade"):
+        serving.serve(wishes)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_on_postgresql_an_organisers_study_is_served_without_a_child(

@@ -44,6 +44,6 @@ def serve(
         Wishes(
             database_url=settings.database_url, store_root=settings.store, secret=settings.secret, host=host,
             port=port, study_name=study, app_commit=current_commit(), perimeter=Perimeter.from_settings(settings),
-            worker=worker, arena=arena,
+            worker=worker, arena=arena, production=settings.is_production,
         )
     )  # fmt: skip
