@@ -339,10 +339,10 @@ def test_an_organisers_open_study_goes_before_the_demo_and_pairs_before_typed_pr
             )  # fmt: skip
     assert default_study(sqlite_database) == "typed"
     with sqlite_database.session() as s:
-        for name in ("first", "second"):
+        for name, mode in (("first", "ab"), ("second", "ab"), ("typed later", "arena")):
             create_study(
                 s, name=name, versions=["secret-base"], questions=["quality"], minimum_listening_seconds=1,
-                rater_kind=RaterKind.HUMAN,
+                rater_kind=RaterKind.HUMAN, mode=mode,
             )  # fmt: skip
     assert default_study(sqlite_database) == "second"
 
