@@ -376,6 +376,19 @@ def test_an_arena_of_base_and_newest_adapter_is_made_once(sqlite_database: Datab
     assert ensure_arena_study(sqlite_database, store) == tuned == "your-words-2"
 
 
+def test_where_there_is_an_adapter_no_second_name_is_given_to_the_base(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
+    with sqlite_database.session() as s:
+        add_version(s, name="base", base="tiny", base_sha256="0" * 64)
+        add_version(
+            s, name="v1", base="tiny", base_sha256="0" * 64, parent="base", adapter_sha256="1" * 64, adapter_uri="x"
+        )
+    ensure_arena_study(sqlite_database, ClipStore(tmp_path / "store"))
+    with sqlite_database.session(write=False) as s:
+        assert [version.name for version in list_versions(s)] == ["base", "v1"]
+
+
 # One clear sentence -----------------------------------------------------------------------------------------------
 
 
@@ -467,7 +480,7 @@ def test_first_clips_that_cannot_be_sung_end_the_server_with_the_singers_sentenc
 
 def test_the_web_process_imports_no_torch() -> None:
     code = (
-        "import sys, rating_app.app, rating_app.serve, rating_app.demo, alignment.requests, gradio\n"
+        "import sys, rating_app.app, rating_app.serve, rating_app.demo, alignment.requests\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)

@@ -152,7 +152,8 @@ def disguised(word: str, rng: random.Random) -> str:
         "".join(chr(ord(c) + 0xFEE0) for c in word),
         "".join(chr(0x1D4B6 + ord(c) - 97) if c not in "ego" else c for c in word),
     ]
-    return rng.choice(tricks)
+    hidden = rng.choice(tricks)
+    return word if hidden.isdigit() else hidden  # "445" is a number, whatever it may stand for
 
 
 @settings(max_examples=300, deadline=None)
