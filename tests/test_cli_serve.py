@@ -52,7 +52,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def ask_until(done: Callable[[], object], *, seconds: float = 90) -> object:
+def ask_until(done: Callable[[], object], *, seconds: float = 300) -> object:
     """What ``done`` returns once it returns something; asked over and over, because it is another process's doing."""
     until = time.monotonic() + seconds
     while not (found := done()):
