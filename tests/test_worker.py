@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -30,6 +31,7 @@ from music_support import randomise_adapter, save_tiny_music
 
 from alignment import clips as store_module
 from alignment.circle.workspace import Workspace
+from alignment.cli.worker import log
 from alignment.clips import ClipStore
 from alignment.config import LoraSettings
 from alignment.db import migrate
@@ -339,6 +341,17 @@ def test_the_command_sings_what_waits_and_says_so_in_lines_of_json(place, tmp_pa
     assert status(ws, asked).state == "done"
     database.close()
     assert time.monotonic() - began < 30
+
+
+def test_a_log_that_nobody_reads_any_more_stops_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as nobody, monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", nobody)
+        for _ in range(3):
+            log("sung", seconds=1)
+        with contextlib.suppress(OSError):
+            nobody.close()
 
 
 def test_the_command_refuses_a_missing_database_and_a_missing_model_in_one_sentence(

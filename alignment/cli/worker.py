@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -59,4 +60,6 @@ def worker(
 def log(event: str, **fields: Any) -> None:
     """One line of JSON on stderr. Prompts are never in it: they are what a person typed."""
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-    print(json.dumps({"time": moment, "event": event, **fields}, default=str), file=sys.stderr, flush=True)
+    # Whoever read along may have died, or the log's disk be full: what is in hand matters more.
+    with contextlib.suppress(OSError):
+        print(json.dumps({"time": moment, "event": event, **fields}, default=str), file=sys.stderr, flush=True)
