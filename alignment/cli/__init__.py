@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import account, circle, database, demo, models, serve, study
+from alignment.cli import account, circle, database, demo, models, serve, study, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -38,6 +38,7 @@ app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
 app.add_typer(study.app, name="study")
 app.add_typer(account.app, name="account")
+app.command("worker")(worker.worker)
 
 INTERRUPTED = 130
 STOPPED = (
