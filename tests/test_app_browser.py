@@ -234,7 +234,7 @@ def test_the_next_pair_is_shown_without_waiting_for_the_network(page, record_pro
     answer(page, "a")
     assert page.evaluate("async () => Boolean((await window.attune.pairs.next)?.buffers.right.duration)")  # decoded
     held = []
-    page.route("**/rate/**", held.append)  # from here on the network answers nothing
+    page.route("**/rate/**", lambda route: held.append(route))  # from here on the network answers nothing
     # From the key to the first picture of the next pair, as the browser's own clock sees it.
     measured = page.evaluate(
         """() => new Promise((resolve) => {
