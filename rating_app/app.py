@@ -19,7 +19,8 @@ from alignment.errors import AttuneError, DatabaseError, NotFoundError, StoreErr
 from rating_app.demo import ensure_demo_study
 from rating_app.guard import Guard
 from rating_app.page import mount_page
-from rating_app.routes import NO_STORE, router
+from rating_app.routes import router
+from rating_app.sending import NO_STORE
 from rating_app.service import RatingService
 from rating_app.tokens import Tokens
 

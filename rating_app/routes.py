@@ -4,70 +4,23 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 
-from alignment.domain import Axis, Outcome, Side, VoteDraft
-from alignment.errors import NotFoundError
-from alignment.votes import ListenEvent, SessionProgress
+from alignment.domain import Assignment, SessionProgress, Side
+from rating_app.admission import Admission
+from rating_app.bodies import EventsRequest, FinishRequest, SessionRequest, VoteRequest
 from rating_app.page import STATIC, static_digest
-from rating_app.service import RatingService, ServedPair
+from rating_app.sending import NO_STORE, audio_answer
+from rating_app.service import RatingService
 from rating_app.tokens import COOKIE_NAME, COOKIE_SECONDS, RaterCookie, Tokens
 
 router = APIRouter()
-NO_STORE = {"Cache-Control": "private, no-store"}
-# The same for every clip, so that no date tells which one was made when.
-FIXED_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
+# Which of the cookie's sessions a tab means; without it the newest.
+SESSION_HEADER = "X-Attune-Session"
 _MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-
-
-class Body(BaseModel):
-    """A request's JSON: unknown keys and infinities are refused."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class SessionRequest(Body):
-    consent: Literal[True]
-
-
-class EventBody(Body):
-    seq: int = Field(ge=0, lt=1_000_000)
-    side: Side
-    type: Literal["play", "pause", "seek", "switch", "loop", "ended", "blur", "stall"]
-    position: float = Field(ge=0, le=3600)
-    at_ms: int = Field(ge=0, lt=2**53)
-
-    def to_domain(self) -> ListenEvent:
-        return ListenEvent(
-            seq=self.seq, type=self.type, side=self.side, media_seconds=self.position, client_ms=self.at_ms
-        )
-
-
-class EventsRequest(Body):
-    pair: uuid.UUID
-    events: list[EventBody] = Field(max_length=500)
-
-
-class Heard(Body):
-    left: float = Field(ge=0, le=3600)
-    right: float = Field(ge=0, le=3600)
-
-
-class VoteRequest(Body):
-    pair: uuid.UUID
-    key: str = Field(min_length=16, max_length=64, pattern=r"^[0-9a-f]+$")
-    outcome: Outcome
-    axes: dict[Axis, Annotated[int, Field(ge=-2, le=2)]] = Field(default_factory=dict)
-    confidence: int | None = Field(None, ge=1, le=3)
-    comment: str | None = Field(None, max_length=2000)
-    heard: Heard
-    switches: int = Field(0, ge=0, lt=1_000_000)
-    decision_ms: int | None = Field(None, ge=0, lt=2**53)
-    events: list[EventBody] = Field(default_factory=list, max_length=500)
 
 
 def service_of(request: Request) -> RatingService:
@@ -82,23 +35,52 @@ def cookie_of(request: Request) -> RaterCookie | None:
     return tokens_of(request).read_cookie(request.cookies.get(COOKIE_NAME))
 
 
-def session_of(request: Request) -> uuid.UUID:
+def sessions_of(request: Request) -> tuple[uuid.UUID, ...]:
+    """This browser's sessions, the newest first."""
     cookie = cookie_of(request)
-    if cookie is None:
+    return cookie.sessions if cookie else ()
+
+
+def session_of(request: Request) -> uuid.UUID:
+    """The session that this request is about. The header chooses among the cookie's and proves nothing by itself."""
+    sessions, wanted = sessions_of(request), request.headers.get(SESSION_HEADER)
+    chosen = [session for session in sessions if wanted is None or session.hex == wanted]
+    if not chosen:
         raise HTTPException(401, "Your session is not known here any more; reload the page to start a new one.")
-    return cookie.session_id
+    return chosen[0]
 
 
 Service = Annotated[RatingService, Depends(service_of)]
 Session = Annotated[uuid.UUID, Depends(session_of)]
 
 
-def _progress(progress: SessionProgress) -> dict[str, int]:
-    return {"done": progress.done, "available": progress.available}
+def progress_json(progress: SessionProgress | None) -> dict[str, int] | None:
+    return {"done": progress.done, "available": progress.available} if progress else None
 
 
-def _pair(pair: ServedPair, tokens: Tokens) -> dict[str, object]:
-    shown = pair.assignment
+def _study_json(admission: Admission, service: RatingService) -> dict[str, object] | None:
+    study, rules = admission.study, admission.rules
+    if study is None or rules is None:
+        return None
+    return {
+        "title": rules.title,
+        "mode": study.mode,
+        "questions": list(study.questions),
+        "minimum_listening_seconds": study.minimum_listening_seconds,
+        "ask_confidence": rules.ask_confidence,
+        "ask_comment": rules.ask_comment,
+        "scales": list(rules.scales),
+        "reveal": study.reveal,
+        "demo": service.is_demo(study),
+        "access": rules.access,
+        "onboarding": rules.onboarding.model_dump(mode="json"),
+        "pacing": rules.pacing.model_dump(mode="json"),
+        "arena": {"longest_prompt": rules.arena.longest_prompt},
+        "practice_pairs": rules.onboarding.practice_pairs,
+    }
+
+
+def _pair_json(shown: Assignment, tokens: Tokens) -> dict[str, object]:
     return {
         "id": shown.id.hex,
         "prompt": shown.prompt_text,
@@ -114,24 +96,17 @@ def healthz(service: Service) -> Response:
 
 
 @router.get("/rate/state")
-def state(request: Request, service: Service) -> Response:
-    """What the page needs before anything else."""
-    study = service.study
-    cookie = cookie_of(request)
-    progress = None
-    if cookie is not None:
-        try:
-            progress = _progress(service.progress(cookie.session_id))
-        except NotFoundError:  # signed by us, but for a database that is not this one
-            cookie = None
+def state(request: Request, service: Service, study: str | None = None, invite: str | None = None) -> Response:
+    """What the page needs before anything else: the study of its address, and this browser's session in it."""
+    found = service.admit(study_name=study, invite=invite, sessions=sessions_of(request))
+    session_id = None if found.problem else found.session_id
     body = {
-        "study": {
-            "questions": list(study.questions),
-            "minimum_listening_seconds": study.minimum_listening_seconds,
-            "demo": service.is_demo,
-        },
-        "session": cookie is not None,
-        "progress": progress,
+        "study": _study_json(found, service),
+        "session": session_id is not None,
+        "session_key": session_id.hex if session_id else None,
+        "progress": progress_json(service.progress(session_id)) if session_id else None,
+        "invited": found.invited,
+        "problem": found.problem,
     }
     return JSONResponse(body, headers=NO_STORE)
 
@@ -140,12 +115,22 @@ def state(request: Request, service: Service) -> Response:
 def start_session(body: SessionRequest, request: Request, service: Service) -> Response:
     """Starts a listening session and binds it to this browser by a cookie that scripts cannot read."""
     tokens, old = tokens_of(request), cookie_of(request)
+    found = service.admit(study_name=body.study, invite=body.invite, sessions=sessions_of(request))
     browser_id = old.browser_id if old else tokens.new_browser_id()
-    session_id = service.open_session(browser_id, user_agent_family=_family(request.headers.get("user-agent", "")))
-    answer = JSONResponse({"session": True, "progress": _progress(service.progress(session_id))}, headers=NO_STORE)
+    session_id = service.open_session(
+        found,
+        browser_id,
+        body.consent.to_domain(),
+        background=body.background,
+        headphone_check=body.headphone_check,
+        audio_route=body.audio_route,
+        user_agent_family=_family(request.headers.get("user-agent", "")),
+    )
+    told = {"session": True, "session_key": session_id.hex, "progress": progress_json(service.progress(session_id))}
+    answer = JSONResponse(told, headers=NO_STORE)
     answer.set_cookie(
         COOKIE_NAME,
-        tokens.cookie(RaterCookie(browser_id, session_id)),
+        tokens.cookie(old.with_session(session_id) if old else RaterCookie(browser_id, (session_id,))),
         max_age=COOKIE_SECONDS,
         path="/",
         httponly=True,
@@ -165,30 +150,24 @@ def pair(request: Request, service: Service, session_id: Session) -> Response:
         raise HTTPException(422, "The list of pairs in hand cannot be read.") from None
     found = service.next_pair(session_id, in_hand=in_hand)
     body = {
-        "pair": _pair(found, tokens_of(request)) if found else None,
-        "progress": _progress(service.progress(session_id)),
+        "pair": _pair_json(found.assignment, tokens_of(request)) if found.assignment else None,
+        "progress": progress_json(found.progress),
     }
     return JSONResponse(body, headers=NO_STORE)
 
 
 @router.api_route("/clip/{token}", methods=["GET", "HEAD"])
-def clip(token: str, request: Request, service: Service, session_id: Session) -> Response:
+def clip(token: str, request: Request, service: Service) -> Response:
     """One side's FLAC. Both sides answer with the same headers and the same size."""
-    address = tokens_of(request).read_clip_token(session_id, token)
-    if address is None:
-        raise HTTPException(404, "There is no such clip in this session.")
-    data = service.clip(session_id, *address)
-    headers = {**NO_STORE, "Accept-Ranges": "bytes", "Last-Modified": FIXED_DATE}
-    status, span = 200, byte_range(request.headers.get("range"), len(data))
-    if span == "unsatisfiable":
-        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{len(data)}"})
-    if span is not None:
-        first, last = span
-        status, headers["Content-Range"] = 206, f"bytes {first}-{last}/{len(data)}"
-        data = data[first : last + 1]
-    if request.method == "HEAD":
-        headers["Content-Length"], data = str(len(data)), b""
-    return Response(data, status_code=status, headers=headers, media_type="audio/flac")
+    sessions = sessions_of(request)
+    if not sessions:
+        session_of(request)  # refuses
+    for session_id in sessions:
+        address = tokens_of(request).read_clip_token(session_id, token)
+        if address is not None:
+            data = service.clip(session_id, *address, sent=request.method == "GET")
+            return audio_answer(request, data)
+    raise HTTPException(404, "There is no such clip in this session.")
 
 
 @router.post("/rate/events")
@@ -199,25 +178,34 @@ def events(body: EventsRequest, service: Service, session_id: Session) -> Respon
 
 @router.post("/rate/votes")
 def vote(body: VoteRequest, service: Service, session_id: Session) -> Response:
-    """Records the events that came along, then the vote; answers after the commit and never before."""
-    service.record_events(session_id, body.pair, [event.to_domain() for event in body.events])
-    receipt = service.record_vote(
-        session_id,
-        VoteDraft(
-            assignment_id=body.pair,
-            idempotency_key=body.key,
-            outcome=body.outcome,
-            axes=body.axes,
-            confidence=body.confidence,
-            comment=body.comment,
-            heard_left_seconds=body.heard.left,
-            heard_right_seconds=body.heard.right,
-            switches=body.switches,
-            decision_ms=body.decision_ms,
-        ),
-    )
-    answer = {"saved": True, "repeated": receipt.repeated, "progress": _progress(service.progress(session_id))}
+    """Records the vote and the events that came along; answers after the commit and never before."""
+    receipt = service.record_vote(session_id, body.to_domain(), events=[event.to_domain() for event in body.events])
+    answer = {"saved": True, "repeated": receipt.repeated, "progress": progress_json(receipt.progress)}
     return JSONResponse(answer, headers=NO_STORE)
+
+
+@router.get("/rate/reveal")
+def reveal(pair: uuid.UUID, service: Service, session_id: Session) -> Response:
+    """Which version was which, only after the commit of the vote and only where the study allows it."""
+    return JSONResponse(service.reveal(session_id, pair), headers=NO_STORE)
+
+
+@router.post("/rate/finish")
+def finish(body: FinishRequest, service: Service, session_id: Session) -> Response:
+    """Ends the session: what it came to, and the code with which the rater can take the answers back."""
+    summary, progress = service.finish(session_id)
+    told = {
+        "answered": summary.answered,
+        "minutes": (summary.last_at - summary.started_at).total_seconds() / 60,
+        "available": progress.available,
+        "code": withdrawal_code(summary.pseudonym),
+    }
+    return JSONResponse(told, headers=NO_STORE)
+
+
+def withdrawal_code(pseudonym: str | None) -> str | None:
+    """The first 64 bits of the pseudonym, in groups that can be read out: enough to find one rater."""
+    return "-".join(pseudonym[i : i + 4] for i in range(0, 16, 4)) if pseudonym else None
 
 
 @router.get("/player/{version}/{name}")
@@ -234,21 +222,6 @@ def static_file(version: str, name: str) -> Response:
 def favicon() -> Response:
     headers = {"Cache-Control": "public, max-age=86400"}
     return FileResponse(STATIC / "icon.svg", media_type=_MEDIA_TYPES[".svg"], headers=headers)
-
-
-def byte_range(header: str | None, size: int) -> tuple[int, int] | Literal["unsatisfiable"] | None:
-    """(first, last) of a single byte range, inclusive; None to send everything (RFC 9110, section 14)."""
-    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip())
-    if match is None or match.groups() == ("", ""):
-        return None
-    first_text, last_text = match.groups()
-    if not first_text:  # the last n bytes
-        length = min(int(last_text), size)
-        return (size - length, size - 1) if length else "unsatisfiable"
-    first, last = int(first_text), min(int(last_text or size - 1), size - 1)
-    if first >= size:
-        return "unsatisfiable"
-    return (first, last) if first <= last else None
 
 
 def _family(user_agent: str) -> str:

@@ -1,4 +1,4 @@
-"""What the browser carries: a signed session cookie, and clip addresses that only this session can use."""
+"""What the browser carries: a signed cookie, and clip addresses that only one session can use."""
 
 from __future__ import annotations
 
@@ -13,22 +13,34 @@ from alignment.domain import Side
 
 COOKIE_NAME = "attune"
 COOKIE_SECONDS = 180 * 24 * 3600
-_COOKIE = re.compile(r"v1\.([0-9a-f]{32})\.([0-9a-f]{32})\.([0-9a-f]{64})")
+SESSIONS_KEPT = 8
+_COOKIE = re.compile(rf"v2\.([0-9a-f]{{32}})((?:\.[0-9a-f]{{32}}){{1,{SESSIONS_KEPT}}})\.([0-9a-f]{{64}})")
 
 
 @dataclass(frozen=True)
 class RaterCookie:
-    """A browser's random identity and its listening session. It names no person, no study and no version."""
+    """A browser's random identity and its listening sessions, the newest first. It names no person, no study and no
+    version. There are several sessions because two tabs may show two studies."""
 
     browser_id: str
-    session_id: uuid.UUID
+    sessions: tuple[uuid.UUID, ...]
+
+    @property
+    def session_id(self) -> uuid.UUID:
+        """The newest session."""
+        return self.sessions[0]
+
+    def with_session(self, session_id: uuid.UUID) -> RaterCookie:
+        """The same browser with this session in front; the oldest beyond SESSIONS_KEPT is forgotten."""
+        others = [known for known in self.sessions if known != session_id]
+        return RaterCookie(self.browser_id, (session_id, *others)[:SESSIONS_KEPT])
 
 
 class Tokens:
     """Signs and checks with keys derived from the app's secret, one key per purpose."""
 
     def __init__(self, secret: str) -> None:
-        self._cookie_key = hmac.digest(secret.encode(), b"attune rater cookie v1", sha256)
+        self._cookie_key = hmac.digest(secret.encode(), b"attune rater cookie v2", sha256)
         self._clip_key = hmac.digest(secret.encode(), b"attune clip address v1", sha256)
 
     @staticmethod
@@ -36,7 +48,7 @@ class Tokens:
         return secrets.token_hex(16)
 
     def cookie(self, value: RaterCookie) -> str:
-        body = f"v1.{value.browser_id}.{value.session_id.hex}"
+        body = ".".join(("v2", value.browser_id, *(session.hex for session in value.sessions)))
         return f"{body}.{hmac.new(self._cookie_key, body.encode(), sha256).hexdigest()}"
 
     def read_cookie(self, text: str | None) -> RaterCookie | None:
@@ -44,7 +56,7 @@ class Tokens:
         match = _COOKIE.fullmatch(text or "")
         if match is None:
             return None
-        value = RaterCookie(match[1], uuid.UUID(hex=match[2]))
+        value = RaterCookie(match[1], tuple(uuid.UUID(hex=part) for part in match[2][1:].split(".")))
         return value if hmac.compare_digest(self.cookie(value), text or "") else None
 
     def clip_token(self, session_id: uuid.UUID, assignment_id: uuid.UUID, side: Side) -> str:

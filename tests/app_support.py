@@ -34,6 +34,7 @@ from rating_app.demo import ensure_demo_study
 SECRET = "a secret for tests only"
 RATE_HZ = 16000
 CLIP_SECONDS = 1.0
+CONSENT = {"consent": {"version": "1", "training": True, "publication": True}}
 PROMPTS = (
     "a slow piano waltz in a minor key with a soft double bass",
     "<img src=x onerror=window.injected=1>${window.injected=1}{{prompt}}",
@@ -119,7 +120,7 @@ def client_of(site: Site, *, started: bool = True) -> TestClient:
     """A browser without a page; ``started``: it has consented and holds a session."""
     client = TestClient(site.app, base_url="http://attune.test")
     if started:
-        answer = client.post("/rate/session", json={"consent": True})
+        answer = client.post("/rate/session", json=CONSENT)
         assert answer.status_code == 200, answer.text
     return client
 

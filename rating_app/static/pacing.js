@@ -13,13 +13,11 @@ export class Pacing {
     return this.page.study.pacing;
   }
 
-  /** {done, total} of the session, or of the study where sessions have no length; total null when it is too far away. */
+  /** {done, total}: answered, and in all as far as this session goes; total null when it is too far away. */
   get reach() {
-    const { done, available, answered } = this.page.progress;
-    const quota = this.rules.pairs_per_session;
-    if (quota) return { done: answered, total: Math.min(quota, answered + available) };
+    const { done, available } = this.page.progress;
     const total = done + available;
-    return { done, total: total <= LONGEST_SHOWN ? total : null };
+    return { done, total: this.rules.pairs_per_session || total <= LONGEST_SHOWN ? total : null };
   }
 
   get what() {
@@ -40,32 +38,25 @@ export class Pacing {
   update(progress) {
     const { page } = this;
     const waiting = page.outbox.held.length;
-    const [done, answered] = [progress.done + waiting, progress.answered + waiting];
+    const done = progress.done + waiting;
     if (page.progress && done < page.progress.done) return;
-    page.showProgress({ done, answered, available: Math.max(0, progress.available - waiting) });
+    page.showProgress({ done, available: Math.max(0, progress.available - waiting) });
   }
 
-  /** True while only one more pair fits into the session: there is nothing to fetch ahead. */
-  get last() {
-    const quota = this.rules.pairs_per_session;
-    return Boolean(quota) && this.page.progress.answered + 1 >= quota;
-  }
-
-  /** Counts an answer; waits for the end of a break when one is due. False when the session is complete. */
+  /** Counts an answer; waits for the end of a break when one is due. False when nothing more is asked. */
   async answered() {
     const { page } = this;
-    const { done, available, answered } = page.progress;
-    page.showProgress({ done: done + 1, available: Math.max(0, available - 1), answered: answered + 1 });
-    const quota = this.rules.pairs_per_session;
-    if (quota && answered + 1 >= quota) return false;
+    const done = page.progress.done + 1;
+    const available = Math.max(0, page.progress.available - 1);
+    page.showProgress({ done, available });
     const { break_every: every } = this.rules;
-    if (every && (answered + 1) % every === 0 && available > 1) await this.rest();
-    return true;
+    if (every && done % every === 0 && available > 0) await this.rest();
+    return available > 0;
   }
 
   rest() {
     const { page } = this;
-    page.part("break-text").textContent = `You have rated ${page.progress.answered} ${this.what}. Ears tire before one notices it; a little quiet helps them.`;
+    page.part("break-text").textContent = `You have rated ${page.progress.done} ${this.what}. Ears tire before one notices it; a little quiet helps them.`;
     const until = performance.now() + this.rules.break_seconds * 1000;
     const tick = () => {
       const left = Math.max(0, (until - performance.now()) / 1000);
@@ -117,10 +108,10 @@ export class Pacing {
     const figures = told
       ? [
           [String(told.answered), `${told.answered === 1 ? one : this.what} rated`],
-          [clock(told.minutes * 60), "minutes"],
-          [String(told.available), `still to hear`],
+          [told.minutes < 1 ? "< 1 min" : `${Math.round(told.minutes)} min`, "of your time"],
+          [String(told.available), `${told.available === 1 ? one : this.what} still to hear`],
         ]
-      : [[String(page.progress.answered), `${this.what} rated`]];
+      : [[String(page.progress.done), `${this.what} rated`]];
     page.part("figures").replaceChildren(
       ...figures.map(([value, text]) => {
         const [group, term, said] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
@@ -133,7 +124,9 @@ export class Pacing {
       waiting > 0
         ? `${waiting === 1 ? "One answer waits" : `${waiting} answers wait`} for the connection. Leave this page open, or open it again later: nothing is lost.`
         : told && !told.answered
-          ? "There is nothing to rate in this study at the moment."
+          ? told.available
+            ? "You have not rated anything yet."
+            : "There is nothing to rate in this study at the moment."
           : "Every answer is saved. You can close this page.";
     page.part("withdraw").hidden = !told?.code;
     page.part("code").textContent = told?.code ?? "";

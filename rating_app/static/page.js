@@ -66,6 +66,7 @@ export class Page {
   }
 
   async open() {
+    this.outbox.flush(); // also for a study that has been closed since
     try {
       const state = await call(`/rate/state?${new URLSearchParams(this.address)}`);
       this.study = state.study;
@@ -100,7 +101,6 @@ export class Page {
   }
 
   async begin() {
-    this.outbox.flush();
     if (this.study.mode === "ab") this.mode = this.pairs;
     this.mode ??= await MODES[this.study.mode](this);
     await this.mode.begin();

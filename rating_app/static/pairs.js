@@ -43,7 +43,7 @@ export class PairMode {
   async begin() {
     for (let pair = await this.take(); pair; pair = await this.take()) {
       await this.rate(pair);
-      if (!(await this.page.answered())) break;
+      await this.page.answered();
     }
     await this.page.finish();
   }
@@ -112,7 +112,7 @@ export class PairMode {
 
   rate(pair, { alone = false } = {}) {
     this.show(pair);
-    if (!alone && !this.page.pacing.last) this.fetchAhead();
+    if (!alone) this.fetchAhead();
     return new Promise((resolve) => (this.resolve = resolve));
   }
 
@@ -121,7 +121,7 @@ export class PairMode {
     this.watchPlayer();
     this.pair = pair;
     this.shown += 1;
-    this.key = this.practising ? null : this.drafts.keyOf(pair.info.id, randomKey);
+    this.voteKey = this.practising ? null : this.drafts.keyOf(pair.info.id, randomKey);
     this.shownAt = performance.now();
     this.telemetry.begin(this.practising ? null : pair.info.id);
     this.reveal.hide();
@@ -183,7 +183,7 @@ export class PairMode {
     const { player } = page;
     const body = {
       pair: pair.info.id,
-      key: this.key,
+      key: this.voteKey,
       outcome,
       axes: full ? ballot.axes : {},
       confidence: full ? ballot.confidence : null,
@@ -232,7 +232,7 @@ export class PairMode {
     if (!this.pair || this.practising) return;
     const { player } = this.page;
     this.drafts.write(this.pair.info.id, {
-      key: this.key,
+      key: this.voteKey,
       seq: this.telemetry.seq,
       answers: this.ballot.answers,
       heard: { left: Array.from(player.heard.left), right: Array.from(player.heard.right) },
