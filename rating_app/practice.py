@@ -35,7 +35,7 @@ QUIETER_DB = -6.0
 
 @dataclass(frozen=True)
 class PracticePair:
-    """Two clips with a known difference. ``lesson`` is shown after the answer, ``notes`` when one clip is heard alone."""
+    """Two clips with a known difference. ``lesson`` is shown after the answer, ``notes`` when one is heard alone."""
 
     prompt: str
     lesson: str
@@ -145,9 +145,7 @@ def sounds() -> dict[str, bytes]:
     return {address(data): data for data in (*clips, level_sound(), *(trial.flac for trial in tone_trials()))}
 
 
-def _pair(
-    prompt: str, *, left: np.ndarray, right: np.ndarray, lesson: str, notes: tuple[str, str]
-) -> PracticePair:
+def _pair(prompt: str, *, left: np.ndarray, right: np.ndarray, lesson: str, notes: tuple[str, str]) -> PracticePair:
     clips = twins(_flac(_levelled(_faded(left))), _flac(_levelled(_faded(right))))
     return PracticePair(prompt, lesson, dict(zip(Side, notes, strict=True)), dict(zip(Side, clips, strict=True)))
 

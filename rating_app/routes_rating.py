@@ -1,4 +1,4 @@
-"""Routes of the absolute rating mode: the next clip, its sound, and what was said of it. Nothing tells a clip's kind."""
+"""Routes of the absolute rating mode: the next clip, its sound, what was said of it. Nothing tells a clip's kind."""
 
 from __future__ import annotations
 
