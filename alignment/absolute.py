@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from alignment.db import listening, ratings
+from alignment.db import listening, ratings, vote_path
 from alignment.db.engine import Database
 from alignment.db.studies import get_study_by_id
 from alignment.domain import RatingAssignment, RatingDraft, RatingReceipt, SessionProgress
@@ -133,7 +133,7 @@ class AbsoluteRatings:
         return max(0.0, min(draft.heard_seconds, served.clip_seconds, passed))
 
     def _progress(
-        self, s: Session, context: listening.SessionContext, rules: StudyRecipe, session_id: uuid.UUID
+        self, s: Session, context: vote_path.SessionContext, rules: StudyRecipe, session_id: uuid.UUID
     ) -> SessionProgress:
         rated = ratings.rated_by(s, context.rater_id, context.study_id)
         waiting = sum(item.clip_id not in rated for item in ratings.list_items(s, context.study_id))
@@ -145,8 +145,8 @@ class AbsoluteRatings:
 
     def _context(
         self, s: Session, session_id: uuid.UUID, *, lock: bool = True
-    ) -> tuple[listening.SessionContext, StudyRecipe]:
-        context = listening.session_context(s, session_id, lock=lock)
+    ) -> tuple[vote_path.SessionContext, StudyRecipe]:
+        context = vote_path.session_context(s, session_id, lock=lock)
         if context is None:
             raise NotFoundError("This listening session is unknown; start a new one.")
         if context.rater_status != "active":

@@ -279,8 +279,8 @@ def _nothing_to_compare(recipe: StudyRecipe, sung: Mapping[str, Mapping[uuid.UUI
             f"run `attune generate --version {silent[0]}` first."
         )
     return (
-        f"Study {recipe.name} has nothing to compare: no prompt{where} has two different clips of one length and sample "
-        f"rate from {names}; run `attune generate` for the same prompts and clip length."
+        f"Study {recipe.name} has nothing to compare: no prompt{where} has two different clips of one length and "
+        f"sample rate from {names}; run `attune generate` for the same prompts and clip length."
     )
 
 

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "domain", "config", "db", "audio_facts", "clips", "anchors", "studies", "moderation", "pairing",
-    "listening_credit", "absolute", "accounts", "invites", "votes", "requests", "withdrawal", "music", "preferences",
-    "rewards", "training", "evaluation", "flags", "study_power", "study_figures", "exports", "simulation", "versions",
-    "circle", "worker", "jobs", "cli",
+    "listening_credit", "serving", "absolute", "accounts", "invites", "votes", "requests", "withdrawal", "music",
+    "preferences", "rewards", "training", "evaluation", "flags", "study_power", "study_figures", "exports",
+    "simulation", "versions", "circle", "worker", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "worker", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 

@@ -42,7 +42,7 @@ def take_snapshot(
     """Freeze the studies' votes so far into the store and record it. Raises DataError when the name is taken."""
     with ws.database.session(write=False) as s:
         ids = [studies.get_study(s, study).id for study in study_names]
-        rows = counted_votes(s, study_ids=ids)
+        rows = counted_votes(s, study_ids=ids, for_training=True)
     frozen = freeze_snapshot(rows, both_bad=both_bad, shuffle_seed=shuffle_seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.jsonl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from alignment.db.tables import (
     BattleRow,
     BattleTallyRow,
     ClipRow,
+    ConsentRow,
     ListeningSessionRow,
     PromptRow,
     RaterRow,
@@ -28,7 +29,18 @@ from alignment.db.tables import (
     VoteFlagRow,
     VoteTable,
 )
-from alignment.domain import Axis, ClipRef, Outcome, RaterKind, Split, VoteDraft, canonical_sha256
+from alignment.domain import (
+    ANCHOR_BASE,
+    Axis,
+    BattleKind,
+    ClipRef,
+    Outcome,
+    RaterKind,
+    Side,
+    Split,
+    VoteDraft,
+    canonical_sha256,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class VoteRow:
     rater_kind: RaterKind
     created_at: datetime
     flags: tuple[tuple[str, str], ...] = field(default=())
+    kind: BattleKind = BattleKind.NORMAL
 
 
 @dataclass(frozen=True)
@@ -94,31 +107,40 @@ def latest_vote(s: Session, assignment_id: uuid.UUID) -> SavedVote | None:
     return _saved(s, VoteTable.assignment_id == assignment_id)
 
 
-def voted_elsewhere(s: Session, *, rater_id: uuid.UUID, battle_id: uuid.UUID, assignment_id: uuid.UUID) -> bool:
-    """Whether this rater has voted on the battle through another session's assignment."""
-    query = (
-        sa.select(VoteTable.id)
-        .join(AssignmentRow, VoteTable.assignment_id == AssignmentRow.id)
-        .join(ListeningSessionRow, AssignmentRow.session_id == ListeningSessionRow.id)
-        .where(
-            AssignmentRow.battle_id == battle_id,
-            AssignmentRow.id != assignment_id,
-            ListeningSessionRow.rater_id == rater_id,
-        )
-        .limit(1)
-    )
-    return s.scalar(query) is not None
+_V = VoteTable.__table__.c
+_LAST = (
+    sa.select(_V.position, _V.row_hash, _V.created_at)
+    .where(_V.session_id == sa.bindparam("session"))
+    .order_by(_V.position.desc())
+    .limit(1)
+)
 
 
 def last_in_session(s: Session, session_id: uuid.UUID) -> tuple[int, str, datetime | None]:
     """(position, row hash, time) of the session's last vote; before the first: (0, the chain's seed, None)."""
-    row = s.execute(
-        sa.select(VoteTable.position, VoteTable.row_hash, VoteTable.created_at)
-        .where(VoteTable.session_id == session_id)
-        .order_by(VoteTable.position.desc())
-        .limit(1)
-    ).one_or_none()
+    row = s.connection().execute(_LAST, {"session": session_id}).one_or_none()
     return (0, chain_seed(session_id), None) if row is None else (row[0], row[1], row[2])
+
+
+_FIND = (
+    sa.select(_V.id, _V.assignment_id, _V.revision, _V.outcome, _V.row_hash, _V.created_at, _V.idempotency_key)
+    .where(sa.or_(_V.idempotency_key == sa.bindparam("key"), _V.assignment_id == sa.bindparam("assignment")))
+    .order_by(_V.revision.desc())
+)
+
+
+def find_votes(s: Session, idempotency_key: str, assignment_id: uuid.UUID) -> tuple[SavedVote | None, SavedVote | None]:
+    """(the vote under this key with its axes, the latest revision of the assignment's vote without them), if any."""
+    under_key = latest = None
+    for row in s.connection().execute(_FIND, {"key": idempotency_key, "assignment": assignment_id}).all():
+        if row.idempotency_key == idempotency_key:
+            axes = _axes(s, [row.id])[row.id]
+            under_key = SavedVote(
+                row.id, row.assignment_id, row.revision, row.outcome, axes, row.row_hash, row.created_at
+            )
+        if latest is None and row.assignment_id == assignment_id:
+            latest = SavedVote(row.id, row.assignment_id, row.revision, row.outcome, {}, row.row_hash, row.created_at)
+    return under_key, latest
 
 
 def chain_seed(session_id: uuid.UUID) -> str:
@@ -147,6 +169,37 @@ def row_hash(values: Mapping[str, Any], axes: Mapping[Axis, int], previous_hash:
     return canonical_sha256(content)
 
 
+_INSERT_VOTE = sa.insert(VoteTable.__table__)
+_INSERT_AXES = sa.insert(VoteAxisRow.__table__)
+_INSERT_COMMENT = sa.insert(VoteCommentRow.__table__)
+_TALLY = BattleTallyRow.__table__
+_COUNT_VOTE = sa.update(_TALLY).where(_TALLY.c.battle_id == sa.bindparam("battle")).values(votes=_TALLY.c.votes + 1)
+
+
+def add_flag(
+    s: Session,
+    vote_id: uuid.UUID,
+    *,
+    detector: str,
+    detector_version: str,
+    verdict: str,
+    detail: Mapping[str, Any],
+    now: datetime,
+) -> None:
+    """Writes down what a detector thinks of a vote: ok, suspect, invalid or unknown. It deletes nothing."""
+    s.execute(
+        sa.insert(VoteFlagRow).values(
+            id=uuid7(),
+            vote_id=vote_id,
+            detector=detector,
+            detector_version=detector_version,
+            verdict=verdict,
+            detail=dict(detail),
+            created_at=now,
+        )
+    )
+
+
 def insert_vote(
     s: Session, draft: VoteDraft, *, session_id: uuid.UUID, battle_id: uuid.UUID, revision: int, now: datetime
 ) -> SavedVote:
@@ -169,32 +222,62 @@ def insert_vote(
         "created_at": now,
     }
     digest = row_hash(values, axes, previous)
-    s.execute(sa.insert(VoteTable).values(**values, previous_hash=previous, row_hash=digest))
+    connection = s.connection()
+    connection.execute(_INSERT_VOTE, {**values, "previous_hash": previous, "row_hash": digest})
     if axes:
-        s.execute(
-            sa.insert(VoteAxisRow),
-            [{"vote_id": values["id"], "axis": axis, "value": value} for axis, value in axes.items()],
+        connection.execute(
+            _INSERT_AXES, [{"vote_id": values["id"], "axis": axis, "value": value} for axis, value in axes.items()]
         )
     if draft.comment and draft.comment.strip():
-        s.execute(
-            sa.insert(VoteCommentRow).values(
-                id=uuid7(), vote_id=values["id"], text=draft.comment.strip(), after_reveal=False, created_at=now
-            )
+        start, end = draft.comment_start_seconds, draft.comment_end_seconds
+        connection.execute(
+            _INSERT_COMMENT,
+            {
+                "id": uuid7(),
+                "vote_id": values["id"],
+                "text": draft.comment.strip(),
+                "after_reveal": False,
+                "side": None if draft.comment_side is None else Side(draft.comment_side),
+                "start_seconds": start,
+                "end_seconds": end if end is not None else start,
+                "created_at": now,
+            },
         )
+    if draft.broken is not None:
+        add_flag(
+            s, values["id"], detector="rater", detector_version="1", verdict="ok",
+            detail={"broken": Side(draft.broken).value}, now=now,
+        )  # fmt: skip
     if revision == 1:
-        s.execute(
-            sa.update(BattleTallyRow)
-            .where(BattleTallyRow.battle_id == battle_id)
-            .values(votes=BattleTallyRow.votes + 1)
-            .execution_options(synchronize_session=False)
-        )
+        connection.execute(_COUNT_VOTE, {"battle": battle_id})
     return SavedVote(values["id"], draft.assignment_id, revision, values["outcome"], axes, digest, now)
 
 
-def counted_votes(s: Session, *, study_ids: Sequence[uuid.UUID]) -> list[VoteRow]:
-    """The latest revision of each vote of the studies, in the order in which they were first saved.
+def _may_train(rater_id: Any, study_id: Any) -> sa.ScalarSelect[bool]:
+    """What the rater's newest consent in the study says of training; NULL when nothing was recorded."""
+    return (
+        sa.select(ConsentRow.training)
+        .where(ConsentRow.rater_id == rater_id, ConsentRow.study_id == study_id)
+        .order_by(ConsentRow.created_at.desc(), ConsentRow.id.desc())
+        .limit(1)
+        .correlate(RaterRow, BattleRow)
+        .scalar_subquery()
+    )
 
-    SKIP and FAULT are included (``outcome.trains`` tells); votes of raters who withdrew are not."""
+
+def counted_votes(
+    s: Session,
+    *,
+    study_ids: Sequence[uuid.UUID],
+    kinds: Collection[BattleKind] = (BattleKind.NORMAL,),
+    for_training: bool = False,
+) -> list[VoteRow]:
+    """The latest revision of each vote of the studies on battles of ``kinds``, in the order of their saving.
+
+    SKIP and FAULT are included (``outcome.trains`` tells); votes of raters who withdrew are not. Checks of the rater
+    (gold, repeats, anchors) count in no comparison and are left out unless asked for. ``for_training`` leaves out what
+    may train nothing: votes of raters whose last consent in the study refuses training, and whatever was heard of an
+    anchor."""
     clip_1, clip_2 = aliased(ClipRow), aliased(ClipRow)
     version_1, version_2 = aliased(VersionRow), aliased(VersionRow)
     later = aliased(VoteTable)
@@ -205,6 +288,7 @@ def counted_votes(s: Session, *, study_ids: Sequence[uuid.UUID]) -> list[VoteRow
             VoteTable.created_at,
             AssignmentRow.left_is_clip_1,
             BattleRow.study_id,
+            BattleRow.kind.label("battle_kind"),
             PromptRow.id.label("prompt_id"),
             PromptRow.text,
             PromptRow.split,
@@ -230,11 +314,18 @@ def counted_votes(s: Session, *, study_ids: Sequence[uuid.UUID]) -> list[VoteRow
         .join(version_2, clip_2.version_id == version_2.id)
         .where(
             BattleRow.study_id.in_(list(study_ids)),
+            BattleRow.kind.in_(list(kinds)),
             RaterRow.status != "withdrawn",
             ~sa.exists().where(later.assignment_id == VoteTable.assignment_id, later.revision > VoteTable.revision),
         )
         .order_by(VoteTable.id)
     )
+    if for_training:
+        query = query.where(
+            sa.func.coalesce(_may_train(RaterRow.id, BattleRow.study_id), sa.true()),
+            version_1.base != ANCHOR_BASE,
+            version_2.base != ANCHOR_BASE,
+        )
     rows = s.execute(query).all()
     ids = [row.id for row in rows]
     axes = _axes(s, ids)
@@ -265,6 +356,7 @@ def counted_votes(s: Session, *, study_ids: Sequence[uuid.UUID]) -> list[VoteRow
                 rater_kind=row.kind,
                 created_at=row.created_at,
                 flags=tuple(flags.get(row.id, ())),
+                kind=row.battle_kind,
             )
         )
     return counted
