@@ -150,8 +150,8 @@ export class Checks {
       ? "That sounded like headphones. You will hear every detail."
       : "That sounded like loudspeakers, or like headphones on one ear. You can put headphones on and try again, or go on as you are.";
     const end = make("p", { "data-at": "verdict", textContent: told });
-    if (passed) return onboarding.screen("Headphone check", [end], { next: onboarding.lastWord, numbered: false });
-    const on = await onboarding.screen("Headphone check", [end], { next: "Try again", skip: "Go on as I am", numbered: false });
+    if (passed) return onboarding.screen("Headphone check", [end], { next: onboarding.lastWord, back: false });
+    const on = await onboarding.screen("Headphone check", [end], { next: "Try again", skip: "Go on as I am", back: false });
     return on === "next" ? this.headphones() : on;
   }
 
@@ -193,7 +193,7 @@ export class Checks {
         fault,
         make("div", { className: "at-row", role: "group", "aria-labelledby": "at-tones-label" }, make("p", { id: "at-tones-label", textContent: "Which tone was the quietest? If you are not sure, guess." }), ...choices),
       ];
-      onboarding.screen(`Tones, round ${number}`, content, { next: "Skip the check", look: "at-quiet", numbered: false }).then(resolve);
+      onboarding.screen(`Three tones, round ${number}`, content, { next: "Skip the check", look: "at-quiet", back: false }).then(resolve);
     });
   }
 }

@@ -93,7 +93,7 @@ class Onboarding {
 
   /** Shows a screen; resolves "next", "skip", "back" or "start". `submit` may return false to stay, or a promise.
    *  `skip` names the button that passes the step; `start` offers to pass all the rest. */
-  screen(title, content, { next = "Continue", look = "at-primary", submit = () => true, skip = null, start = false, numbered = true } = {}) {
+  screen(title, content, { next = "Continue", look = "at-primary", submit = () => true, skip = null, start = false, numbered = true, back = numbered } = {}) {
     const { page } = this;
     const section = page.section("welcome");
     section.setAttribute("aria-labelledby", "at-welcome-title");
@@ -110,7 +110,7 @@ class Onboarding {
           { className: "at-ways" },
           make("button", { type: "submit", className: look, "data-at": next === "Start listening" ? "start" : "next", textContent: next }),
           skip && button("skip", skip, "at-quiet", "skip"),
-          this.step > 0 && numbered ? button("back", "Back", "at-quiet", "back") : null,
+          this.step > 0 && back ? button("back", "Back", "at-quiet", "back") : null,
           start && !last ? button("start", "Skip the preparation", "at-link", "start") : null,
         ),
       );
@@ -162,8 +162,7 @@ class Onboarding {
       fault,
       apart.length
         ? make("fieldset", { className: "at-apart" },
-            make("legend", { textContent: apart.length === 2 ? "Two things more, each for you to decide" : "One thing more, for you to decide" }), ...apart,
-            make("p", { className: "at-fine", textContent: "Taking part does not depend on it." }))
+            make("legend", { textContent: apart.length === 2 ? "Two things more, each for you to decide. You can take part without." : "One thing more, for you to decide. You can take part without." }), ...apart)
         : null,
     ];
     return this.screen(this.study.title || "Welcome", content, {
