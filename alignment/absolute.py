@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import threading
+import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
@@ -12,13 +15,15 @@ from sqlalchemy.orm import Session
 
 from alignment.db import listening, ratings, vote_path
 from alignment.db.engine import Database
-from alignment.db.studies import get_study_by_id
-from alignment.domain import RatingAssignment, RatingDraft, RatingReceipt, SessionProgress
+from alignment.domain import BattleKind, RatingAssignment, RatingDraft, RatingReceipt, SessionProgress
 from alignment.errors import AssignmentExpired, ListeningTooShort, NotFoundError, VoteRejected
-from alignment.studies import StudyRecipe, rules_of
+from alignment.listening_credit import TICK_SECONDS, room
+from alignment.pairing import Pool
+from alignment.serving import POOLS_KEPT, rules_from
+from alignment.studies import StudyRecipe
 
-TICK_SECONDS = 0.05
-MIX = 0.1  # chance that a clip is drawn from all instead of the least rated
+RELOAD_SECONDS = 10.0
+_WITHOUT_RECIPE = StudyRecipe(name="ratings", versions=("any",), mode="rating")
 
 
 class AbsoluteRatings:
@@ -38,6 +43,8 @@ class AbsoluteRatings:
         self._assignment_time = timedelta(seconds=assignment_seconds)
         self._slack = slack_seconds
         self._require_fetch = require_fetch
+        self._pools: OrderedDict[uuid.UUID, tuple[float, Pool, dict[uuid.UUID, uuid.UUID]]] = OrderedDict()
+        self._guard = threading.RLock()
 
     def next(
         self, session_id: uuid.UUID, *, rng: random.Random, in_hand: Collection[uuid.UUID] = ()
@@ -61,16 +68,15 @@ class AbsoluteRatings:
             limit = rules.pacing.pairs_per_session
             if limit is not None and sum(one.assignment.clip_id in rated | held for one in here) >= limit:
                 return None
-            often = ratings.rated_often(s, context.study_id)
-            waiting = [i for i in ratings.list_items(s, context.study_id) if i.clip_id not in rated | held]
-            if not waiting:
+            with self._guard:
+                pool, clips = self._pool(s, context.study_id)
+                chosen = pool.draw("balanced", rng, without=[i for i, c in clips.items() if c in rated or c in held])
+            if chosen is None:
                 return None
-            least = min(often[item.id] for item in waiting)
-            among = waiting if rng.random() < MIX else [item for item in waiting if often[item.id] == least]
             return ratings.serve_item(
                 s,
                 session_id=session_id,
-                item_id=rng.choice(among).id,
+                item_id=chosen.battle_id,
                 now=now,
                 expires_at=now + self._assignment_time,
             )
@@ -107,7 +113,7 @@ class AbsoluteRatings:
             if served.assignment.clip_id in ratings.rated_by(s, context.rater_id, context.study_id):
                 raise VoteRejected("You have rated this clip already; load the next one.")
             _check_scales(draft, rules)
-            heard = self._heard(s, session_id, served, draft, now)
+            heard = self._heard(s, context, served, draft, now)
             needed = min(context.minimum_listening_seconds, served.clip_seconds)
             if heard + TICK_SECONDS < needed:
                 raise ListeningTooShort(f"You heard {heard:.1f} s of the clip; please hear at least {needed:g} s.")
@@ -115,6 +121,10 @@ class AbsoluteRatings:
                 s, draft, session_id=session_id, clip_id=served.assignment.clip_id, heard_seconds=heard, now=now
             )
             progress = self._progress(s, context, rules, session_id)
+        with self._guard:
+            known = self._pools.get(context.study_id)
+            if known is not None:
+                known[1].note_vote(served.assignment.item_id)
         return RatingReceipt(new, draft.assignment_id, now, False, progress)
 
     def progress(self, session_id: uuid.UUID) -> SessionProgress:
@@ -124,19 +134,43 @@ class AbsoluteRatings:
             return self._progress(s, context, rules, session_id)
 
     def _heard(
-        self, s: Session, session_id: uuid.UUID, served: ratings.ServedItem, draft: RatingDraft, now: datetime
+        self,
+        s: Session,
+        context: vote_path.SessionContext,
+        served: ratings.ServedItem,
+        draft: RatingDraft,
+        now: datetime,
     ) -> float:
+        """The seconds that can have been heard: no more than the clip has, nor than there was time for."""
         since = served.fetched_at or (None if self._require_fetch else served.assignment.served_at)
         if since is None:
             return 0.0
-        passed = (now - since).total_seconds() + self._slack
-        return max(0.0, min(draft.heard_seconds, served.clip_seconds, passed))
+        others = [(seconds, sent) for _, seconds, sent in ratings.claims(s, context.rater_id)]
+        allowed = room(others, since=since, now=now, slack_seconds=self._slack)
+        return max(0.0, min(draft.heard_seconds, served.clip_seconds, allowed))
+
+    def _pool(self, s: Session, study_id: uuid.UUID) -> tuple[Pool, dict[uuid.UUID, uuid.UUID]]:
+        """The study's items as a pool, and the clip of each; read anew now and then, for others may rate as well."""
+        known = self._pools.get(study_id)
+        if known is not None and time.monotonic() - known[0] < RELOAD_SECONDS:
+            return known[1], known[2]
+        pool, often, clips = Pool(), ratings.rated_often(s, study_id), {}
+        for item in ratings.list_items(s, study_id):
+            pool.add(item.id, BattleKind.NORMAL, often[item.id])
+            clips[item.id] = item.clip_id
+        self._pools[study_id] = (time.monotonic(), pool, clips)
+        self._pools.move_to_end(study_id)
+        while len(self._pools) > POOLS_KEPT:
+            self._pools.popitem(last=False)
+        return pool, clips
 
     def _progress(
         self, s: Session, context: vote_path.SessionContext, rules: StudyRecipe, session_id: uuid.UUID
     ) -> SessionProgress:
         rated = ratings.rated_by(s, context.rater_id, context.study_id)
-        waiting = sum(item.clip_id not in rated for item in ratings.list_items(s, context.study_id))
+        with self._guard:
+            clips = self._pool(s, context.study_id)[1]
+        waiting = len(clips) - len(rated)
         limit = rules.pacing.pairs_per_session
         if limit is not None:
             here = sum(one.assignment.clip_id in rated for one in ratings.served_in(s, session_id))
@@ -151,7 +185,9 @@ class AbsoluteRatings:
             raise NotFoundError("This listening session is unknown; start a new one.")
         if context.rater_status != "active":
             raise VoteRejected(f"This rater is {context.rater_status}; nothing more is recorded.")
-        return context, rules_of(get_study_by_id(s, context.study_id))
+        if context.study_mode != "rating":
+            raise VoteRejected("This study compares pairs; it asks no ratings of single clips.")
+        return context, rules_from(context.rules) or _WITHOUT_RECIPE
 
 
 def _check_draft(draft: RatingDraft) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import hmac
 import json
 import uuid
 from collections.abc import Mapping
@@ -80,6 +81,11 @@ ANCHOR_BASE = "anchor"
 def canonical_sha256(value: object) -> str:
     """sha256, hex, of ``value`` as canonical JSON (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def rater_pseudonym(secret: bytes, kind: RaterKind, external_id: str) -> str:
+    """Keyed hash, hex, under which someone known outside as ``external_id`` is a rater."""
+    return hmac.new(secret, f"{kind.value}:{external_id}".encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import random
 import threading
@@ -37,6 +35,7 @@ from alignment.domain import (
     Side,
     VoteDraft,
     VoteReceipt,
+    rater_pseudonym,
 )
 from alignment.errors import (
     AssignmentExpired,
@@ -113,7 +112,7 @@ class VoteService:
     ) -> uuid.UUID:
         """The rater's id. Only a keyed hash of ``external_id`` is kept; the same person gets the same id again."""
         kind = RaterKind(kind)
-        pseudonym = hmac.new(self._secret, f"{kind.value}:{external_id}".encode(), hashlib.sha256).hexdigest()
+        pseudonym = rater_pseudonym(self._secret, kind, external_id)
         with self.database.session() as s:
             return listening.add_rater(
                 s, pseudonym=pseudonym, kind=kind, cohort=cohort, consent_version=consent_version, now=self._clock()

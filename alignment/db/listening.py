@@ -17,7 +17,13 @@ from alignment.db.tables import (
     PromptRow,
     RaterRow,
 )
+from alignment.db.vote_path import SessionContext, as_assignment, session_context
 from alignment.domain import Assignment, RaterKind, Side
+
+__all__ = [
+    "SessionContext", "add_rater", "add_session", "finish_session", "get_assignment", "get_rater", "not_open", "serve",
+    "session_context",
+]  # fmt: skip
 
 
 def not_open(state: str) -> str:
@@ -103,26 +109,10 @@ _ASSIGNMENT = (
 )
 
 
-def _assignment(row: Any) -> Assignment:
-    left, right = (row.clip_1_id, row.clip_2_id) if row.left_is_clip_1 else (row.clip_2_id, row.clip_1_id)
-    return Assignment(
-        id=row.id,
-        session_id=row.session_id,
-        battle_id=row.battle_id,
-        prompt_text=row.text,
-        left_clip_id=left,
-        right_clip_id=right,
-        first_side=row.first_side,
-        nonce=row.nonce,
-        served_at=row.served_at,
-        expires_at=row.expires_at,
-    )
-
-
 def get_assignment(s: Session, assignment_id: uuid.UUID) -> Assignment | None:
     """The assignment; None when unknown."""
     row = s.execute(_ASSIGNMENT.where(AssignmentRow.id == assignment_id)).one_or_none()
-    return None if row is None else _assignment(row)
+    return None if row is None else as_assignment(row)
 
 
 def serve(
@@ -160,4 +150,4 @@ def serve(
                 **times,
             )
         )
-    return _assignment(s.execute(_ASSIGNMENT.where(AssignmentRow.id == known)).one())
+    return as_assignment(s.execute(_ASSIGNMENT.where(AssignmentRow.id == known)).one())

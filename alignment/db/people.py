@@ -11,7 +11,22 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow, uuid7
-from alignment.db.tables import AuditLogRow, ConsentRow, InviteRow, InviteUseRow, RaterRow
+from alignment.db.tables import (
+    AuditLogRow,
+    ClipRatingRow,
+    ConsentRow,
+    InviteRow,
+    InviteUseRow,
+    ListeningSessionRow,
+    RaterRow,
+    SnapshotMemberRow,
+    SnapshotRow,
+    TrainRunRow,
+    VersionRow,
+    VoteCommentRow,
+    VoteTable,
+    WithdrawalRow,
+)
 from alignment.domain import Consent, canonical_sha256
 
 
@@ -92,3 +107,92 @@ def invite_fault(s: Session, invite_id: uuid.UUID, study_id: uuid.UUID, now: dat
 def add_invite_use(s: Session, *, session_id: uuid.UUID, invite_id: uuid.UUID, now: datetime) -> None:
     """Records that the invitation opened the session."""
     s.execute(sa.insert(InviteUseRow).values(session_id=session_id, invite_id=invite_id, created_at=now))
+
+
+def rater_by_pseudonym(s: Session, pseudonym: str) -> uuid.UUID | None:
+    """The rater with this pseudonym, if any."""
+    return s.scalar(sa.select(RaterRow.id).where(RaterRow.pseudonym == pseudonym))
+
+
+def lock_rater(s: Session, rater_id: uuid.UUID) -> str | None:
+    """The rater's status, their row held until the transaction ends; None when unknown."""
+    return s.scalar(sa.select(RaterRow.status).where(RaterRow.id == rater_id).with_for_update())
+
+
+def _votes_of(rater_id: uuid.UUID) -> sa.Select[tuple[uuid.UUID]]:
+    return (
+        sa.select(VoteTable.id)
+        .join(ListeningSessionRow, VoteTable.session_id == ListeningSessionRow.id)
+        .where(ListeningSessionRow.rater_id == rater_id)
+    )
+
+
+def count_answers(s: Session, rater_id: uuid.UUID) -> tuple[int, int]:
+    """(rows of votes, ratings of clips) that the rater gave."""
+    ratings = (
+        sa.select(sa.func.count(ClipRatingRow.id))
+        .join(ListeningSessionRow, ClipRatingRow.session_id == ListeningSessionRow.id)
+        .where(ListeningSessionRow.rater_id == rater_id)
+    )
+    votes = s.scalar(sa.select(sa.func.count()).select_from(_votes_of(rater_id).subquery()))
+    return votes or 0, s.scalar(ratings) or 0
+
+
+def _snapshots_of(rater_id: uuid.UUID) -> sa.Select[tuple[uuid.UUID]]:
+    return sa.select(SnapshotMemberRow.snapshot_id).where(SnapshotMemberRow.vote_id.in_(_votes_of(rater_id))).distinct()
+
+
+def snapshots_with(s: Session, rater_id: uuid.UUID) -> tuple[str, ...]:
+    """Names of the snapshots that hold a vote of the rater, in the order in which they were frozen."""
+    query = sa.select(SnapshotRow.name).where(SnapshotRow.id.in_(_snapshots_of(rater_id))).order_by(SnapshotRow.id)
+    return tuple(s.scalars(query))
+
+
+def versions_reached(s: Session, rater_id: uuid.UUID) -> tuple[str, ...]:
+    """Names of the versions that the rater's votes had a part in: trained on a snapshot that holds one, or descended
+    from such a version; in the order in which they were registered."""
+    trained = sa.select(TrainRunRow.id).where(TrainRunRow.snapshot_id.in_(_snapshots_of(rater_id)))
+    reached = set(s.scalars(sa.select(VersionRow.id).where(VersionRow.train_run_id.in_(trained))))
+    named = []
+    for row in s.execute(sa.select(VersionRow.id, VersionRow.parent_id, VersionRow.name).order_by(VersionRow.id)):
+        if row.id in reached or row.parent_id in reached:  # a parent is registered before its children
+            reached.add(row.id)
+            named.append(row.name)
+    return tuple(named)
+
+
+def delete_comments(s: Session, rater_id: uuid.UUID) -> int:
+    """How many comments of the rater were deleted."""
+    done = s.execute(
+        sa.delete(VoteCommentRow)
+        .where(VoteCommentRow.vote_id.in_(_votes_of(rater_id)))
+        .execution_options(synchronize_session=False)
+    )
+    return done.rowcount
+
+
+def cut_link(s: Session, rater_id: uuid.UUID) -> None:
+    """Forgets who the rater is outside and what they told about themselves; their status is withdrawn."""
+    s.execute(
+        sa.update(RaterRow)
+        .where(RaterRow.id == rater_id)
+        .values(pseudonym=None, cohort=None, background={}, status="withdrawn")
+        .execution_options(synchronize_session=False)
+    )
+
+
+def get_withdrawal(s: Session, rater_id: uuid.UUID) -> tuple[datetime, tuple[str, ...]] | None:
+    """(when the rater withdrew, the versions that their votes had reached); None when they did not."""
+    row = s.execute(
+        sa.select(WithdrawalRow.created_at, WithdrawalRow.versions_reached).where(WithdrawalRow.rater_id == rater_id)
+    ).one_or_none()
+    return None if row is None else (row.created_at, tuple(row.versions_reached))
+
+
+def add_withdrawal(s: Session, rater_id: uuid.UUID, *, versions_reached: tuple[str, ...], now: datetime) -> None:
+    """Records a withdrawal; the schema takes one a rater."""
+    s.execute(
+        sa.insert(WithdrawalRow).values(
+            id=uuid7(), rater_id=rater_id, versions_reached=list(versions_reached), created_at=now
+        )
+    )

@@ -196,24 +196,26 @@ def _saved(s: Session, condition: sa.ColumnElement[bool]) -> SavedRating | None:
     return SavedRating(row.id, row.session_id, row.clip_id, answer, row.created_at)
 
 
-def claims_in(s: Session, session_id: uuid.UUID) -> list[tuple[datetime | None, float]]:
-    """(when the clip was first sent, seconds said to be heard) of each rating that the session gave."""
+def claims(s: Session, rater_id: uuid.UUID) -> list[tuple[uuid.UUID, float, datetime]]:
+    """(rating assignment, seconds heard, since when the clip could be heard) of every rating of the rater."""
     query = (
-        sa.select(RatingAssignmentRow.fetched_at, ClipRatingRow.heard_seconds)
-        .join(
-            RatingItemRow,
-            sa.and_(RatingItemRow.clip_id == ClipRatingRow.clip_id),
+        sa.select(
+            RatingAssignmentRow.id,
+            ClipRatingRow.heard_seconds,
+            sa.func.coalesce(RatingAssignmentRow.fetched_at, RatingAssignmentRow.served_at),
         )
+        .join(ListeningSessionRow, RatingAssignmentRow.session_id == ListeningSessionRow.id)
+        .join(RatingItemRow, RatingAssignmentRow.item_id == RatingItemRow.id)
         .join(
-            RatingAssignmentRow,
+            ClipRatingRow,
             sa.and_(
-                RatingAssignmentRow.item_id == RatingItemRow.id,
-                RatingAssignmentRow.session_id == ClipRatingRow.session_id,
+                ClipRatingRow.session_id == RatingAssignmentRow.session_id,
+                ClipRatingRow.clip_id == RatingItemRow.clip_id,
             ),
         )
-        .where(ClipRatingRow.session_id == session_id)
+        .where(ListeningSessionRow.rater_id == rater_id)
     )
-    return [(fetched, heard) for fetched, heard in s.execute(query)]
+    return [tuple(row) for row in s.execute(query)]
 
 
 def insert_rating(

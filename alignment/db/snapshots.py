@@ -56,7 +56,7 @@ def add_snapshot(
     """The id of the snapshot of this name, recorded if it is new. Votes may be given as UUID or text.
 
     Raises DataError when the name stands for other content, or when a member's rater is human and ``simulated`` is
-    True or the other way round: they never share a snapshot."""
+    True or the other way round (they never share a snapshot), or when a member's rater has withdrawn."""
     known = s.scalar(sa.select(SnapshotRow).where(SnapshotRow.name == name))
     if known is not None:
         if known.content_sha256 != content_sha256:
@@ -77,6 +77,18 @@ def add_snapshot(
             raise DataError(
                 f"Snapshot {name} is for {allowed.value} votes and {mixed} are not; "
                 "simulated and human votes never share a snapshot."
+            )
+        gone = s.scalar(
+            sa.select(sa.func.count())
+            .select_from(VoteTable)
+            .join(ListeningSessionRow, VoteTable.session_id == ListeningSessionRow.id)
+            .join(RaterRow, ListeningSessionRow.rater_id == RaterRow.id)
+            .where(VoteTable.id.in_([row["vote_id"] for row in part]), RaterRow.status == "withdrawn")
+        )
+        if gone:
+            raise DataError(
+                f"Snapshot {name} holds {gone} votes of raters who have withdrawn since they were counted; "
+                "freeze the votes again."
             )
     new = uuid7()
     s.execute(
