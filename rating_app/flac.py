@@ -26,16 +26,21 @@ def _split(flac: bytes) -> tuple[bytes, bytes]:
     return info, flac[position:]
 
 
+def _bare_info(info: bytes) -> bytes:
+    """The stream information without frame sizes and checksum, which a FLAC file may leave at 0 for unknown."""
+    return info[:4] + bytes(6) + info[10:18] + bytes(16)
+
+
 def _block(kind: int, body: bytes, *, last: bool) -> bytes:
     return bytes([kind | (0x80 if last else 0)]) + len(body).to_bytes(3, "big") + body
 
 
 def twins(left: bytes, right: bytes) -> tuple[bytes, bytes]:
-    """Both clips with every tag, seek table and picture removed, padded to one size in bytes.
+    """Both clips with every tag, seek table, picture and checksum removed, padded to one size in bytes.
 
     The size is a multiple of 16 KiB, so that not even the larger of the two is told exactly. Raises StoreError.
     """
-    parts = [_split(flac) for flac in (left, right)]
+    parts = [(_bare_info(info), frames) for info, frames in map(_split, (left, right))]
     bare = [4 + 38 + 4 + len(frames) for _, frames in parts]
     size = -(-max(bare) // SIZE_STEP_BYTES) * SIZE_STEP_BYTES
     first, second = (

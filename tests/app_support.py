@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from alignment.db.studies import get_study
 from alignment.db.versions import add_version
 from alignment.db.votes import VoteRow, counted_votes
 from alignment.domain import GenerationConfig, Split
+from alignment.studies import StudyRecipe, create_study_from_recipe
 from rating_app.app import create_app
 from rating_app.demo import ensure_demo_study
 
@@ -54,6 +56,19 @@ def fake_music(seed: int, seconds: float = CLIP_SECONDS) -> np.ndarray:
     return (0.3 * audio / np.abs(audio).max() * rng.uniform(0.5, 1)).astype(np.float32)
 
 
+class Clock:
+    """Stands still until told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
 @dataclass
 class Site:
     """A rating app with what lies behind it."""
@@ -63,9 +78,17 @@ class Site:
     study: str
     app: FastAPI
 
-    def votes(self) -> list[VoteRow]:
+    def votes(self, study: str | None = None) -> list[VoteRow]:
+        """The counted votes of a study, of the site's own without a name."""
         with self.database.session(write=False) as s:
-            return counted_votes(s, study_ids=[get_study(s, self.study).id])
+            return counted_votes(s, study_ids=[get_study(s, study or self.study).id])
+
+    def add_study(self, name: str, *, state: str = "open", **rules: object) -> str:
+        """A study made from a recipe over the clips there are; its name."""
+        recipe = StudyRecipe.model_validate(
+            {"name": name, "versions": ["secret-base", "secret-aligned"], "minimum_listening_seconds": 0.4, **rules}
+        )
+        return create_study_from_recipe(self.database, self.store, recipe, actor="tests", state=state).name
 
 
 @cache
@@ -123,6 +146,23 @@ def client_of(site: Site, *, started: bool = True) -> TestClient:
         answer = client.post("/rate/session", json=CONSENT)
         assert answer.status_code == 200, answer.text
     return client
+
+
+def fetch_clips(client: TestClient, pair: dict) -> dict[str, bytes]:
+    """Both clips of a pair, as a player loads them; listening counts from then on."""
+    answers = {side: client.get(address) for side, address in pair["clips"].items()}
+    assert {answer.status_code for answer in answers.values()} == {200}
+    return {side: answer.content for side, answer in answers.items()}
+
+
+def next_pair(client: TestClient, *held: dict, fetched: bool = True, **options: object) -> dict | None:
+    """The next pair, with its clips loaded as a player would: listening counts from then on."""
+    answer = client.get("/rate/pair", params={"except": ",".join(pair["id"] for pair in held)}, **options)
+    assert answer.status_code == 200, answer.text
+    pair = answer.json()["pair"]
+    if pair and fetched:
+        fetch_clips(client, pair)
+    return pair
 
 
 def a_vote(pair: dict, key: str = "0" * 32, **changes: object) -> dict:

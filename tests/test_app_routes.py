@@ -5,12 +5,24 @@ from __future__ import annotations
 import io
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 import soundfile
-from app_support import CLIP_SECONDS, PROMPTS, RATE_HZ, SECRET, Site, a_vote, client_of, fake_music, open_site
+from app_support import (
+    CLIP_SECONDS,
+    CONSENT,
+    PROMPTS,
+    RATE_HZ,
+    SECRET,
+    Clock,
+    Site,
+    a_vote,
+    client_of,
+    fake_music,
+    next_pair,
+    open_site,
+)
 from fastapi.testclient import TestClient
 
 from alignment.db.engine import Database
@@ -21,21 +33,8 @@ from alignment.errors import DataError, NotFoundError
 from rating_app.app import create_app
 from rating_app.demo import ensure_demo_study
 from rating_app.flac import SIZE_STEP_BYTES, twins
-from rating_app.routes import byte_range
+from rating_app.sending import byte_range
 from rating_app.tokens import RaterCookie, Tokens
-
-
-class Clock:
-    """Stands still until told otherwise."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_seconds(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
 
 
 @pytest.fixture
@@ -49,27 +48,24 @@ def site(tmp_path, clock) -> Iterator[Site]:
         yield site
 
 
-def next_pair(client: TestClient, *held: dict) -> dict | None:
-    answer = client.get("/rate/pair", params={"except": ",".join(pair["id"] for pair in held)})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["pair"]
 
 
 def test_a_visitor_without_consent_gets_no_session_and_no_pair(site):
     client = client_of(site, started=False)
     assert client.get("/rate/state").json()["session"] is False
-    assert client.post("/rate/session", json={"consent": False}).status_code == 422
+    for refused in ({}, {"consent": False}, {"consent": {"version": "1"}}):
+        assert client.post("/rate/session", json=refused).status_code == 422
     assert client.get("/rate/pair").status_code == 401
     assert not client.cookies
 
 
 def test_the_session_cookie_is_closed_to_scripts_and_other_sites_and_says_nothing(site):
     client = client_of(site, started=False)
-    header = client.post("/rate/session", json={"consent": True}).headers["set-cookie"]
+    header = client.post("/rate/session", json=CONSENT).headers["set-cookie"]
     assert "HttpOnly" in header and "SameSite=strict" in header and "Secure" not in header
     assert client.get("/rate/state").json()["session"] is True
     https = TestClient(site.app, base_url="https://attune.test")
-    assert "Secure" in https.post("/rate/session", json={"consent": True}).headers["set-cookie"]
+    assert "Secure" in https.post("/rate/session", json=CONSENT).headers["set-cookie"]
 
 
 def test_a_cookie_with_one_changed_letter_is_nobody(site):
@@ -130,7 +126,7 @@ def test_a_clip_not_heard_long_enough_is_refused_with_a_sentence_and_nothing_is_
     assert client.post("/rate/votes", json=a_vote(pair, key="1" * 32, outcome="FAULT", axes={})).status_code == 200
 
 
-def test_nobody_is_believed_to_have_heard_more_than_the_time_since_the_pair_was_served(site, clock):
+def test_nobody_is_believed_to_have_heard_more_than_the_time_since_the_clips_were_sent(site, clock):
     client = client_of(site)
     pair = next_pair(client)
     clock.pass_seconds(0.1)  # with half a second of slack 0.6 s count, 0.3 s a side; 0.4 s are needed
@@ -164,9 +160,9 @@ def test_a_browser_that_starts_again_keeps_its_votes_and_another_browser_starts_
     pair = next_pair(client)
     clock.pass_seconds(5)
     client.post("/rate/votes", json=a_vote(pair))
-    again = client.post("/rate/session", json={"consent": True}).json()
+    again = client.post("/rate/session", json=CONSENT).json()
     assert again["progress"] == {"done": 1, "available": len(PROMPTS) - 1}
-    other = client_of(site, started=False).post("/rate/session", json={"consent": True}).json()
+    other = client_of(site, started=False).post("/rate/session", json=CONSENT).json()
     assert other["progress"] == {"done": 0, "available": len(PROMPTS)}
 
 
@@ -284,7 +280,7 @@ def test_the_demo_study_is_human_compares_base_and_newest_and_is_made_once(site)
     service = site.app.state.service
     assert service.study.rater_kind is RaterKind.HUMAN
     assert set(service.study.versions) == {"secret-base", "secret-aligned"}
-    assert service.is_demo and client_of(site).get("/rate/state").json()["study"]["demo"] is True
+    assert service.is_demo(service.study) and client_of(site).get("/rate/state").json()["study"]["demo"] is True
     assert client_of(site).get("/rate/state").json()["progress"] == {"done": 0, "available": len(PROMPTS)}
 
 
@@ -320,7 +316,7 @@ def test_twin_clips_have_one_size_no_tags_and_their_own_sound():
 
 def test_tokens_of_another_secret_are_worthless():
     ours, theirs = Tokens("ours"), Tokens("theirs")
-    cookie = RaterCookie(ours.new_browser_id(), uuid.uuid4())
+    cookie = RaterCookie(ours.new_browser_id(), (uuid.uuid4(), uuid.uuid4()))
     assert ours.read_cookie(ours.cookie(cookie)) == cookie
     assert theirs.read_cookie(ours.cookie(cookie)) is None
     session, assignment = uuid.uuid4(), uuid.uuid4()

@@ -29,7 +29,7 @@ export class Deck {
     this.scale = scale;
     this.drag = this.mark = null;
     const { duration } = this.player;
-    const step = [0.25, 0.5, 1, 2, 5, 10, 15, 30, 60].find((each) => duration / each <= 8) ?? 120;
+    const step = [0.25, 0.5, 1, 2, 5, 10, 15, 30, 60].find((each) => duration / each <= 6) ?? 120;
     const ticks = [];
     for (let at = 0; at <= duration + 1e-6; at += step) {
       const tick = document.createElement("span");
