@@ -9,6 +9,7 @@
     ├── ModelError             a folder or file is not a model Attune can load
     │   └── ShapeError         tensors that do not fit together
     ├── DataError              votes, pairs or audio that cannot be used for what was asked
+    │   └── PromptRefused      a typed prompt that is not sung; its sentence is for the rater
     ├── LoginRefused           a name and password that open no account, or too many attempts
     ├── VoteRejected           a vote that must not be recorded
     │   ├── AssignmentExpired  the pair was served too long ago
@@ -60,6 +61,10 @@ class DataError(AttuneError):
 
 class LoginRefused(AttuneError):
     """A name and password that open no account, or too many attempts."""
+
+
+class PromptRefused(DataError):
+    """A typed prompt that is not sung. The sentence is for the rater who typed it."""
 
 
 class VoteRejected(AttuneError):

@@ -16,10 +16,10 @@ from alignment.clips import ClipStore
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.errors import AttuneError, DatabaseError, NotFoundError, StoreError, VoteRejected
+from rating_app import routes, routes_arena, routes_journey, routes_rating
 from rating_app.demo import ensure_demo_study
 from rating_app.guard import Guard
 from rating_app.page import mount_page
-from rating_app.routes import router
 from rating_app.sending import NO_STORE
 from rating_app.service import RatingService
 from rating_app.tokens import Tokens
@@ -54,7 +54,8 @@ def create_app(
         rng=rng,
         app_commit=app_commit,
     )
-    app.include_router(router)
+    for part in (routes, routes_journey, routes_rating, routes_arena):
+        app.include_router(part.router)
     app.add_exception_handler(AttuneError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _malformed)

@@ -17,7 +17,7 @@ ORDER = [
     "preferences", "rewards", "training", "evaluation", "flags", "study_power", "study_figures", "exports",
     "simulation", "versions", "circle", "worker", "jobs", "cli",
 ]  # fmt: skip
-ACROSS = {"circle", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
+ACROSS = {"circle", "worker", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 
 
 def imported_modules(path: Path) -> set[str]:

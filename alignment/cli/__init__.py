@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import circle, database, demo, models, serve
+from alignment.cli import circle, database, demo, models, serve, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -36,6 +36,7 @@ app.add_typer(models.align, name="align")
 app.command("compare")(circle.compare)
 app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
+app.command("worker")(worker.worker)
 
 INTERRUPTED = 130
 STOPPED = (

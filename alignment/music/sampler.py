@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,11 +33,13 @@ def sample(
     generation: GenerationConfig,
     seeds: Sequence[int],
     batch_size: int = 128,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Rollout:
     """One clip a prompt, sampled under ``generation`` with the adapter as it is (on, or off in ``reference()``).
 
     A clip is determined by model, prompt, generation and its own seed, whatever stands beside it in the batch;
-    a longer clip of the same seed begins like a shorter one. Raises DataError when prompts and seeds differ in
+    a longer clip of the same seed begins like a shorter one. ``on_step`` is told (steps done, steps in all) after
+    each step of the decoder; what it raises ends the sampling. Raises DataError when prompts and seeds differ in
     number or a seed is negative."""
     if len(prompts) != len(seeds):
         raise DataError(f"Found {len(prompts)} prompts and {len(seeds)} seeds; needs one seed a prompt.")
@@ -51,7 +53,9 @@ def sample(
     with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
-            parts.append(_rollout(model, step, text.rows(rows), _uniforms(model, seeds[rows], frames), generation))
+            uniforms = _uniforms(model, seeds[rows], frames)
+            before, total = len(parts) * step.steps, -(-len(prompts) // batch_size) * step.steps
+            parts.append(_rollout(model, step, text.rows(rows), uniforms, generation, on_step, before, total))
     codes = torch.cat([codes for codes, _ in parts]) if parts else torch.zeros(0, model.codebooks, frames).long()
     logprobs = torch.cat([logprobs for _, logprobs in parts]) if parts else torch.zeros(0, model.codebooks, frames)
     return Rollout(codes, logprobs)  # made outside inference mode, so that training may use them
@@ -65,7 +69,14 @@ def _uniforms(model: MusicModel, seeds: Sequence[int], frames: int) -> Tensor:
 
 
 def _rollout(
-    model: MusicModel, step: DecoderStep, text: TextBatch, uniforms: Tensor, generation: GenerationConfig
+    model: MusicModel,
+    step: DecoderStep,
+    text: TextBatch,
+    uniforms: Tensor,
+    generation: GenerationConfig,
+    on_step: Callable[[int, int], None] | None,
+    before: int,
+    total: int,
 ) -> tuple[Tensor, Tensor]:
     batch, codebooks, frames = uniforms.shape
     # Step first: each step then works on contiguous memory.
@@ -77,4 +88,6 @@ def _rollout(
     for s in range(len(drawn)):
         codes[s], logprobs[s] = draw(step(read, s), drawn[s], generation)
         read = torch.where(counts[s], codes[s], model.pad)
+        if on_step is not None:
+            on_step(before + s + 1, total)
     return undo_delay(codes.permute(1, 2, 0)).cpu(), undo_delay(logprobs.permute(1, 2, 0)).cpu()
