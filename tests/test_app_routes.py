@@ -20,6 +20,7 @@ from app_support import (
     a_vote,
     client_of,
     fake_music,
+    listened,
     next_pair,
     open_site,
 )
@@ -81,8 +82,7 @@ def test_a_vote_reaches_the_database_as_it_was_cast(site, clock):
     client = client_of(site)
     pair = next_pair(client)
     clock.pass_seconds(5)
-    events = [{"seq": 0, "side": "left", "type": "play", "position": 0.0, "at_ms": 1}]
-    answer = client.post("/rate/votes", json=a_vote(pair, comment="<b>more bass</b>", events=events))
+    answer = client.post("/rate/votes", json=a_vote(pair, comment="<b>more bass</b>", events=listened()))
     assert answer.status_code == 200
     assert answer.json() == {"saved": True, "repeated": False, "progress": {"done": 1, "available": len(PROMPTS) - 1}}
     (vote,) = site.votes()
