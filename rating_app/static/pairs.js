@@ -275,7 +275,9 @@ export class PairMode {
     const { page } = this;
     page.part("trouble").hidden = !open;
     page.root.querySelector('[data-do="trouble"]').setAttribute("aria-expanded", String(open));
-    if (open) page.part("trouble").querySelector("button:enabled").focus();
+    if (!open) return;
+    this.cameFrom = document.activeElement;
+    page.part("trouble").querySelector("button:enabled").focus();
   }
 
   // ---- input -------------------------------------------------------------------------------------------------
@@ -309,7 +311,7 @@ export class PairMode {
   escape() {
     if (this.page.part("trouble").hidden) return this.deck.clearRegion();
     this.openTrouble(false);
-    this.page.root.querySelector('[data-do="trouble"]').focus();
+    this.cameFrom?.focus({ preventScroll: true });
   }
 
   key(event) {
