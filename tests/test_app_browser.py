@@ -422,9 +422,12 @@ def test_a_pair_fits_its_screen_and_axe_finds_nothing_serious(browser, concert, 
         start(page)
         faults = serious_faults(page)  # locked, as it is met first
         hear_both(page)
-        heard = "(from, to) => Array.from(window.attune.player.heard.left, (_, i) => Number(i >= from && i < to))"
-        page.evaluate(f"() => {{ const heard = {heard}; "
-                      "window.attune.player.restoreHeard({ left: heard(0, 78), right: heard(12, 100) }); }")  # fmt: skip
+        page.evaluate(
+            """() => {
+              const heard = (from, to) => Array.from({ length: 100 }, (_, i) => Number(i >= from && i < to));
+              window.attune.player.restoreHeard({ left: heard(0, 78), right: heard(12, 100) });
+            }"""
+        )
         answer(page, "b")
         page.click('label:has(input[name="quality"][value="-1"])')
         page.evaluate("window.attune.pairs.deck.setRegion({ start: 1.5, end: 3.25 })")
