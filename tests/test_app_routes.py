@@ -135,6 +135,18 @@ def test_nobody_is_believed_to_have_heard_more_than_the_time_since_the_clips_wer
     assert client.post("/rate/votes", json=a_vote(pair)).status_code == 200
 
 
+def test_a_clip_that_was_never_sent_cannot_have_been_heard(site, clock):
+    client = client_of(site)
+    pair = next_pair(client, fetched=False)
+    client.get(pair["clips"]["left"])
+    client.head(pair["clips"]["right"])
+    clock.pass_seconds(60)
+    assert client.post("/rate/votes", json=a_vote(pair)).status_code == 409
+    client.get(pair["clips"]["right"])
+    clock.pass_seconds(5)
+    assert client.post("/rate/votes", json=a_vote(pair)).status_code == 200
+
+
 def test_votes_kept_without_a_connection_are_all_taken_when_they_arrive_together(site, clock):
     client = client_of(site)
     first = next_pair(client)
