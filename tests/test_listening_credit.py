@@ -187,6 +187,20 @@ def test_the_budget_holds_for_a_service_that_remembers_nothing(studies):
         _vote(_service(studies, clock), session, two)
 
 
+def test_what_a_service_remembers_is_not_taken_for_all_there_is(studies):
+    clock = Clock()
+    here, elsewhere = _service(studies, clock), _service(studies, clock)
+    session = _session(here)
+    pairs = []
+    for _ in range(3):
+        pairs.append(_hear(here, clock, session, seconds=0, in_hand=[pair.id for pair in pairs]))
+    clock.seconds += 8
+    _vote(here, session, pairs[0])
+    _vote(elsewhere, session, pairs[1])
+    with pytest.raises(ListeningTooShort):
+        _vote(here, session, pairs[2])
+
+
 def test_a_next_pair_that_was_fetched_late_is_heard_all_the_same(studies):
     # Twenty seconds on a pair, its successor fetched in the last one of them: whole claims subtracted would refuse it.
     clock = Clock()

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 from alignment.db.base import utcnow, uuid7
 from alignment.db.runs import trained_on_simulated_votes
 from alignment.db.tables import VersionRow
-from alignment.domain import Version, VersionStatus
+from alignment.domain import ANCHOR_BASE, Version, VersionStatus
 from alignment.errors import DataError, NotFoundError
 
 _Parent = aliased(VersionRow)
@@ -114,5 +114,6 @@ def get_version(s: Session, name: str) -> Version:
 
 
 def list_versions(s: Session) -> list[Version]:
-    """All versions, in the order in which they were registered."""
-    return [_version(*row) for row in s.execute(_QUERY.order_by(VersionRow.id))]
+    """All versions, in the order in which they were registered. Anchors are processed audio and not among them."""
+    query = _QUERY.where(VersionRow.base != ANCHOR_BASE).order_by(VersionRow.id)
+    return [_version(*row) for row in s.execute(query)]

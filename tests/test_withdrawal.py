@@ -1,0 +1,105 @@
+"""Taking one's part back: words and link are gone, votes stay out of everything new, what they reached is told."""
+
+from __future__ import annotations
+
+import random
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from alignment.db import runs, snapshots, versions, votes
+from alignment.db.tables import AuditLogRow, RaterRow, VoteCommentRow, VoteTable, WithdrawalRow
+from alignment.domain import Outcome, RaterKind, Split, VoteDraft
+from alignment.errors import ConfigError, DataError, NotFoundError, VoteRejected
+from alignment.votes import VoteService
+from alignment.withdrawal import rater_of, withdraw
+from tests.database_support import (  # noqa: F401
+    any_database,
+    any_url,
+    fill,
+    postgres_server,
+    postgres_url,
+    sqlite_database,
+    sqlite_url,
+)
+
+SECRET = "a secret for tests"
+
+
+def _vote_on_all(service, who: str) -> tuple[uuid.UUID, uuid.UUID, list[uuid.UUID]]:
+    rater = service.enrol_rater(who, kind=RaterKind.HUMAN, cohort="musicians")
+    session = service.open_session(rater, "study")
+    saved = []
+    while (pair := service.next_assignment(session, rng=random.Random(1))) is not None:
+        draft = VoteDraft(pair.id, f"key-{pair.id}", Outcome.A, comment=f"{who} says so")
+        saved.append(service.record_vote(session, draft).vote_id)
+    return rater, session, saved
+
+
+def _snapshot(s, name: str, members: list[uuid.UUID]) -> uuid.UUID:
+    return snapshots.add_snapshot(
+        s, name=name, policy={}, high_water_mark=None, content_sha256=uuid.uuid4().hex * 2, uri="x", simulated=False,
+        members=[(vote, Split.TRAIN) for vote in members],
+    )  # fmt: skip
+
+
+def _trained(s, name: str, parent: str, snapshot: uuid.UUID | None) -> None:
+    run = runs.add_train_run(s, kind="dpo", snapshot_id=snapshot, config={}, metrics={})
+    versions.add_version(
+        s, name=name, base="tiny", base_sha256="0" * 64, parent=parent, adapter_sha256=uuid.uuid4().hex * 2,
+        train_run_id=run,
+    )  # fmt: skip
+
+
+def test_a_withdrawal_deletes_words_and_link_and_lists_what_the_votes_reached(any_database):  # noqa: F811
+    filled = fill(any_database, battles=3, kind=RaterKind.HUMAN)
+    service = VoteService(any_database, secret=SECRET)
+    ann, session, anns = _vote_on_all(service, "ann")
+    bob, _, bobs = _vote_on_all(service, "bob")
+    with any_database.session() as s:
+        both, only_bob = _snapshot(s, "both", [*anns, *bobs]), _snapshot(s, "only bob", bobs)
+        _trained(s, "bob's", "base", only_bob)
+        _trained(s, "both's", "base", both)
+        _trained(s, "child", "both's", only_bob)
+        _trained(s, "grandchild", "child", None)
+    assert rater_of(any_database, SECRET, "ann") == ann
+    done = withdraw(any_database, ann, "the organiser")
+    assert done.versions_reached == ("both's", "child", "grandchild")
+    assert (done.snapshots, done.votes, done.comments_deleted, done.repeated) == (("both",), 3, 3, False)
+    again = withdraw(any_database, ann, "someone else")
+    assert (again.withdrawn_at, again.versions_reached, again.repeated) == (
+        done.withdrawn_at, done.versions_reached, True,
+    )  # fmt: skip
+    with any_database.session(write=False) as s:
+        row = s.get(RaterRow, ann)
+        assert (row.pseudonym, row.cohort, row.background, row.status) == (None, None, {}, "withdrawn")
+        assert set(s.scalars(sa.select(VoteCommentRow.text))) == {"bob says so"}
+        assert {row.rater_id for row in votes.counted_votes(s, study_ids=[filled.study_id])} == {str(bob)}
+        assert votes.chain_faults(s, session) == []  # the votes themselves are still what they were
+        assert s.scalar(sa.select(sa.func.count()).select_from(VoteTable)) == 6
+        assert s.scalars(sa.select(WithdrawalRow.versions_reached)).all() == [list(done.versions_reached)]
+        log = [(row.actor, row.action, row.subject) for row in s.scalars(sa.select(AuditLogRow))]
+        assert log == [("the organiser", "rater.withdraw", str(ann))]
+    with pytest.raises(DataError, match="3 votes of raters who have withdrawn"), any_database.session() as s:
+        _snapshot(s, "new", anns)
+    with pytest.raises(VoteRejected, match="withdrawn"):
+        service.next_assignment(session, rng=random.Random(1))
+    assert rater_of(any_database, SECRET, "ann") is None
+    assert service.enrol_rater("ann", kind=RaterKind.HUMAN) != ann  # somebody new, with no past
+
+
+def test_who_is_unknown_cannot_withdraw(sqlite_database):  # noqa: F811
+    with pytest.raises(NotFoundError, match="nothing was withdrawn"):
+        withdraw(sqlite_database, uuid.uuid4(), "ann")
+    assert rater_of(sqlite_database, SECRET, "nobody") is None
+    with pytest.raises(ConfigError, match="ATTUNE_SECRET"):
+        rater_of(sqlite_database, "", "nobody")
+
+
+def test_a_rater_is_found_only_under_the_secret_and_kind_of_their_votes(sqlite_database):  # noqa: F811
+    service = VoteService(sqlite_database, secret=SECRET)
+    ann = service.enrol_rater("ann", kind=RaterKind.HUMAN)
+    assert rater_of(sqlite_database, SECRET, "ann") == ann
+    assert rater_of(sqlite_database, "another secret", "ann") is None
+    assert rater_of(sqlite_database, SECRET, "ann", kind=RaterKind.SIMULATED) is None
