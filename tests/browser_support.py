@@ -49,12 +49,13 @@ def visitor(browser: sync_api.Browser, address: str, **options: object) -> Itera
         context.close()
 
 
-def start(page: sync_api.Page, path: str = "/") -> None:
-    """Opens the study, agrees, and waits for the first pair."""
+def start(page: sync_api.Page, path: str = "/", *, phase: str = "rate") -> None:
+    """Opens the study, agrees, skips the preparation, and waits for the first pair."""
     page.goto(path)
     page.check('[data-at="consent"]')
+    page.click('[data-at="next"]')
     page.click('[data-at="start"]')
-    page.wait_for_selector('#attune[data-phase="rate"]')
+    page.wait_for_selector(f'#attune[data-phase="{phase}"]')
 
 
 def pair_id(page: sync_api.Page) -> str:
