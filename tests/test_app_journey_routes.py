@@ -14,7 +14,11 @@ from alignment.db.tables_listening import ClipRatingRow
 from rating_app.flac import SIZE_STEP_BYTES
 
 RATING = a_recipe(
-    "rating", mode="rating", scales=["quality", "relevance", "mos"], shares={"anchors": 0.25}, minimum_listening_seconds=0
+    "rating",
+    mode="rating",
+    scales=["quality", "relevance", "mos"],
+    shares={"anchors": 0.25},
+    minimum_listening_seconds=0,
 )
 ARENA = a_recipe(
     "arena", mode="arena", minimum_listening_seconds=0,

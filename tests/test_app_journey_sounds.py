@@ -40,6 +40,7 @@ def test_practice_clips_are_as_loud_as_the_studies_clips_and_a_pair_is_one_lengt
 
 def test_the_known_difference_is_really_there():
     noisy, bare, same, *_ = practice.practice_pairs()
+
     # Broadband hiss fills what the melody leaves empty: compare the power above 8 kHz.
     def treble(clip: bytes) -> float:
         power = np.abs(np.fft.rfft(read(clip))) ** 2
