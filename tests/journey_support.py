@@ -74,9 +74,7 @@ class FakeWorker:
             seed = self.request.seed % 1000 + number
             audio: np.ndarray = fake_music(seed, self.request.generation.clip_seconds)
             sha256, facts = self.site.store.put_audio(audio, RATE_HZ)
-            clips.append(
-                NewClip(self.request.prompt_id, version, self.request.generation, seed, sha256, None, facts)
-            )
+            clips.append(NewClip(self.request.prompt_id, version, self.request.generation, seed, sha256, None, facts))
         assert self.queue.finish(self.request, clips)
 
     def fail(self) -> None:

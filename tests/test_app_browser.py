@@ -285,7 +285,7 @@ def test_a_prompt_is_shown_as_text_and_never_run(page):
 
 def test_a_comment_is_tied_to_the_playhead_or_the_loop_and_marked_on_its_clip(page, site):
     site.add_study("comments", ask_confidence=True)
-    start(page, "comments")
+    start(page, "/?study=comments")
     hear_both(page)
     page.evaluate("window.attune.player.switchTo('right')")
     page.evaluate("window.attune.player.seek(0.5)")
@@ -312,7 +312,7 @@ def test_a_comment_is_tied_to_the_playhead_or_the_loop_and_marked_on_its_clip(pa
 
 def test_a_clip_that_is_clearly_broken_can_be_voted_against_before_both_are_heard(page, site):
     site.add_study("long-listening", minimum_listening_seconds=0.9)
-    start(page, "long-listening")
+    start(page, "/?study=long-listening")
     first = pair_id(page)
     page.keyboard.press("1")
     page.keyboard.press("f")
@@ -341,7 +341,7 @@ def test_a_session_has_breaks_and_ends_with_a_summary_and_the_code_to_withdraw(b
     site.add_study("breaks", title="Slow music", pacing={"break_every": 2, "break_seconds": 60})
     with visitor(browser, address) as context:
         page = context.new_page()
-        start(page, "breaks")
+        start(page, "/?study=breaks")
         assert page.title() == "Slow music"
         first = rate(page, "a")
         wait_for_another_pair(page, first)
@@ -368,7 +368,7 @@ def test_the_versions_are_revealed_only_after_the_commit_and_the_rater_goes_on_w
     site.add_study("open-book", reveal=True)
     with visitor(browser, address) as context:
         page = context.new_page()
-        start(page, "open-book")
+        start(page, "/?study=open-book")
         hear_both(page)
         answer(page, "a")
         shown_before = []

@@ -32,7 +32,7 @@ const HTML = `
   <div class="at-wait" data-at="arena-wait" hidden>
     <blockquote data-at="arena-words"></blockquote>
     <progress data-at="arena-progress" max="1" value="0" aria-label="Share of both versions made"></progress>
-    <p data-at="arena-stage"></p>
+    <p data-at="arena-stage" role="status" aria-live="polite"></p>
     <p class="at-refusal" data-at="arena-fault" role="alert"></p>
     <div class="at-buttons">
       <button type="button" class="at-primary" data-do="arena-again" data-at="arena-again" hidden>Try these words again</button>
@@ -65,6 +65,7 @@ export class ArenaMode {
       }
       this.remember(null);
       wish = null;
+      if (ended === "done") this.page.say("Both versions are ready.");
       if (ended === "done" && (await this.page.ratePair())) {
         this.rated += 1;
         await this.page.answered();
@@ -186,19 +187,16 @@ export class ArenaMode {
     this.tell(quarter ? `Both versions are being made: more than ${quarter}% is done.` : "Both versions are being made.");
   }
 
-  /** One sentence on the page and, politely, to screen readers; only when it is a new one. */
+  /** One sentence on the page, which screen readers say politely; only when it is a new one. */
   tell(sentence) {
     const stage = this.page.part("arena-stage");
-    if (stage.textContent === sentence) return;
-    stage.textContent = sentence;
-    this.page.say(sentence);
+    if (stage.textContent !== sentence) stage.textContent = sentence;
   }
 
   failed(sentence) {
     const { page } = this;
     this.show("wait", "That did not work out");
-    page.part("arena-stage").textContent = "";
-    page.say("");
+    this.tell("");
     page.part("arena-fault").textContent = sentence;
     this.offer(true);
     page.part("arena-again").focus();
@@ -207,7 +205,7 @@ export class ArenaMode {
 
   offer(shown) {
     for (const name of ["arena-again", "arena-other"]) this.page.part(name).hidden = !shown;
-    this.page.part("arena-progress").hidden = shown;
+    for (const name of ["arena-progress", "arena-stage"]) this.page.part(name).hidden = shown;
   }
 
   // ---- what is shown -----------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ export class Checks {
         fault,
         make("div", { className: "at-row", role: "group", "aria-labelledby": "at-tones-label" }, make("p", { id: "at-tones-label", textContent: "Which tone was the quietest? If you are not sure, guess." }), ...choices),
       ];
-      onboarding.screen(`Three tones, round ${number}`, content, { next: "Skip the check", look: "at-quiet", back: false }).then(resolve);
+      onboarding.screen(`Three tones, round ${number}`, content, { next: "Skip the check", look: "at-quiet", back: false }).then(() => resolve("skip"));
     });
   }
 }
