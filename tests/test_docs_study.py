@@ -81,8 +81,8 @@ def test_the_units_are_what_systemd_understands():
 def test_the_reverse_proxy_is_what_nginx_understands(tmp_path: Path):
     key, certificate = tmp_path / "privkey.pem", tmp_path / "fullchain.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(key),
-         "-out", str(certificate), "-days", "1", "-subj", "/CN=listen.example.org"],
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-keyout", str(key), "-out", str(certificate), "-subj", "/CN=listen.example.org"],
         check=True, capture_output=True,
     )  # fmt: skip
     site = (DOCS / "deploy" / "nginx.conf").read_text(encoding="utf-8")
