@@ -176,6 +176,37 @@ class ClipStore:
         }
         return Path(self._at(f"folders/{digest}/content")) if self.is_local else self._copied(contents)
 
+    # What a backup copies
+
+    def files_of_clip(self, audio_sha256: str, codes_sha256: str | None) -> dict[str, str]:
+        """Key -> sha256 of the files of one clip."""
+        files = {self._key("audio", audio_sha256, ".flac"): audio_sha256}
+        return files if codes_sha256 is None else {**files, self._key("codes", codes_sha256, ".npy"): codes_sha256}
+
+    def files_of(self, uri: str) -> dict[str, str]:
+        """Key -> sha256 of the files behind a uri. Raises StoreError when a folder's list is missing or altered."""
+        parts = PurePosixPath(uri.removeprefix(SCHEME)).parts
+        if not uri.startswith(SCHEME) or ".." in parts or len(parts) < 2 or parts[0] not in ("files", "folders"):
+            raise StoreError(f"{uri!r} is not a uri of this store; it looks like {SCHEME}folders/<sha256>.")
+        if parts[0] == "files":
+            return {"/".join(parts): parts[1]}
+        key = f"folders/{parts[1]}/manifest.json"
+        listed = json.loads(self._get(key, parts[1]))["files"]
+        # The list comes last here too: a folder without it was never finished.
+        return {f"folders/{parts[1]}/content/{name}": sha256 for name, sha256 in listed.items()} | {key: parts[1]}
+
+    def check_file(self, key: str, sha256: str) -> None:
+        """Returns when the file under ``key`` is whole. Raises StoreError when missing or altered."""
+        self._get(key, sha256)
+
+    def copy_file(self, key: str, sha256: str, other: ClipStore) -> None:
+        """Puts the file into another store; one that is there already stays. Raises StoreError when either differs."""
+        data = self._get(key, sha256)
+        if other.fs.exists(other._at(key)):
+            other._get(key, sha256)
+            return
+        other._put(key, data)
+
     # Reading and writing
 
     def _at(self, key: str) -> str:

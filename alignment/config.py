@@ -7,6 +7,7 @@ refused with the nearest known name.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -18,6 +19,8 @@ from alignment.domain import GenerationConfig
 from alignment.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+DEVELOPMENT_SECRET = "attune-development-secret"
+SHORTEST_SECRET = 32
 VOTES_PER_PAIR = 3  # more votes on one pair of clips say ever less
 
 
@@ -216,21 +219,116 @@ def load_recipe(path: str | Path, recipe: type[R]) -> R:
 
 
 class Settings(Recipe):
-    """Where things are; from the environment, then from command-line options."""
+    """Where things are and who may reach them; from the environment, then from command-line options.
 
-    database_url: str
-    store: str
-    secret: str
+    docs/deployment.md lists every variable. ``ATTUNE_ENV=production`` refuses what is only fit for a laptop.
+    """
+
+    database_url: str = Field(repr=False, description="ATTUNE_DATABASE; may hold a password")
+    store: str = Field(description="ATTUNE_STORE")
+    secret: str = Field(repr=False, description="ATTUNE_SECRET; keys pseudonyms, cookies and clip addresses")
+    environment: Literal["development", "production"] = Field("development", description="ATTUNE_ENV")
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="ATTUNE_TRUSTED_PROXIES: addresses whose X-Forwarded-For and -Proto are believed"
+    )
+    hosts: tuple[str, ...] = Field((), description="ATTUNE_HOSTS: names the page answers to; none: every name")
+    metrics_token: str | None = Field(None, repr=False, description="ATTUNE_METRICS_TOKEN; none: no /metrics")
+    rate_scale: float = Field(1.0, gt=0, le=1e9, description="ATTUNE_RATE_SCALE: multiplies every rate limit")
+    allow_sqlite: bool = Field(False, description="ATTUNE_ALLOW_SQLITE=1: SQLite in production")
 
     @classmethod
     def from_environment(cls, *, database: str | None = None, store: str | None = None) -> Settings:
-        """ATTUNE_DATABASE, ATTUNE_STORE and ATTUNE_SECRET, with ``data/attune.db`` and ``data/store`` as defaults."""
+        """The settings, with ``data/attune.db`` and ``data/store`` as defaults.
+
+        ATTUNE_SECRET_FILE and ATTUNE_METRICS_TOKEN_FILE name a file that holds the value instead. Raises ConfigError
+        with every fault at once."""
         home = Path(os.environ.get("ATTUNE_HOME", "data"))
         url = database or os.environ.get("ATTUNE_DATABASE") or f"sqlite:///{home / 'attune.db'}"
         if "://" not in url:
             url = f"sqlite:///{url}"
-        return cls(
-            database_url=url,
-            store=store or os.environ.get("ATTUNE_STORE") or str(home / "store"),
-            secret=os.environ.get("ATTUNE_SECRET", "attune-development-secret"),
+        settings = parse_recipe(
+            {
+                "database_url": url,
+                "store": store or os.environ.get("ATTUNE_STORE") or str(home / "store"),
+                "secret": _secret("ATTUNE_SECRET") or DEVELOPMENT_SECRET,
+                "environment": os.environ.get("ATTUNE_ENV") or "development",
+                "trusted_proxies": _listed("ATTUNE_TRUSTED_PROXIES"),
+                "hosts": [name.lower() for name in _listed("ATTUNE_HOSTS")],
+                "metrics_token": _secret("ATTUNE_METRICS_TOKEN"),
+                "rate_scale": os.environ.get("ATTUNE_RATE_SCALE") or 1.0,
+                "allow_sqlite": os.environ.get("ATTUNE_ALLOW_SQLITE", "") in ("1", "true", "yes"),
+            },
+            cls,
+            origin="environment",
         )
+        settings._refuse(settings._proxy_faults())
+        if settings.is_production:
+            settings._refuse(settings._production_faults())
+        return settings
+
+    @property
+    def is_production(self) -> bool:
+        return self.environment == "production"
+
+    def for_serving(self) -> Settings:
+        """These settings, fit to open a port with. Raises ConfigError in production without a trusted proxy."""
+        if self.is_production and not self.trusted_proxies:
+            raise ConfigError(
+                "ATTUNE_ENV is production and ATTUNE_TRUSTED_PROXIES is empty, so pages and cookies would travel over "
+                "plain http; put a TLS proxy in front and set it to the proxy's address, such as 127.0.0.1 "
+                "(docs/deployment.md)."
+            )
+        return self
+
+    def _production_faults(self) -> list[str]:
+        faults = []
+        make = 'make one with `python -c "import secrets; print(secrets.token_urlsafe(48))"`.'
+        if self.secret == DEVELOPMENT_SECRET:
+            faults.append(f"ATTUNE_SECRET is not set, and the default is known to everybody; {make}")
+        elif len(self.secret) < SHORTEST_SECRET or len(set(self.secret)) < 8:
+            faults.append(
+                f"ATTUNE_SECRET can be guessed: it has {len(self.secret)} characters, {len(set(self.secret))} of them "
+                f"different, and needs {SHORTEST_SECRET}; {make}"
+            )
+        if self.metrics_token is not None and len(self.metrics_token) < 16:
+            faults.append(f"ATTUNE_METRICS_TOKEN has fewer than 16 characters; {make}")
+        if self.database_url.startswith("sqlite") and not self.allow_sqlite:
+            faults.append(
+                "The database is SQLite; give --database postgresql+psycopg://..., or set ATTUNE_ALLOW_SQLITE=1 "
+                "for a small study on one machine."
+            )
+        return faults
+
+    def _proxy_faults(self) -> list[str]:
+        faults = []
+        for network in self.trusted_proxies:
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                faults.append(
+                    f"ATTUNE_TRUSTED_PROXIES names {network!r}; give addresses or networks, such as 127.0.0.1 or "
+                    "10.0.0.0/8."
+                )
+        return faults
+
+    def _refuse(self, faults: list[str]) -> None:
+        if faults:
+            raise ConfigError(" ".join(faults))
+
+
+def _listed(name: str) -> list[str]:
+    return [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+
+
+def _secret(name: str) -> str | None:
+    """The variable, or what stands in the file that ``NAME_FILE`` names. Raises ConfigError when it cannot be read."""
+    path = os.environ.get(f"{name}_FILE")
+    if not path:
+        return os.environ.get(name) or None
+    try:
+        value = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}_FILE is {path}, which cannot be read ({error}); check path and rights.") from None
+    if not value:
+        raise ConfigError(f"{name}_FILE is {path}, which is empty; write the secret into it.")
+    return value

@@ -15,11 +15,12 @@ from starlette.exceptions import HTTPException
 from alignment.clips import ClipStore
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
+from alignment.db.versions import list_versions
 from alignment.errors import AttuneError, DatabaseError, NotFoundError, StoreError, VoteRejected
-from rating_app import routes, routes_arena, routes_journey, routes_rating
+from rating_app import health, routes, routes_arena, routes_journey, routes_rating
 from rating_app.demo import ensure_demo_study
-from rating_app.guard import Guard
 from rating_app.page import mount_page
+from rating_app.perimeter import Perimeter, note_of, protect
 from rating_app.sending import NO_STORE
 from rating_app.service import RatingService
 from rating_app.tokens import Tokens
@@ -37,6 +38,7 @@ def create_app(
     rng: random.Random | None = None,
     app_commit: str | None = None,
     with_page: bool = True,
+    perimeter: Perimeter | None = None,
 ) -> FastAPI:
     """The app for one human study; without a name, for the demo study over the clips there are.
 
@@ -54,15 +56,18 @@ def create_app(
         rng=rng,
         app_commit=app_commit,
     )
-    for part in (routes, routes_journey, routes_rating, routes_arena):
+    app.state.database, app.state.store = database, store
+    for part in (health, routes, routes_journey, routes_rating, routes_arena):
         app.include_router(part.router)
     app.add_exception_handler(AttuneError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(Exception, _unknown_error)
     if with_page:
         mount_page(app)
-    app.add_middleware(Guard)
+    with database.session(write=False) as s:
+        names = [version.name for version in list_versions(s)]
+    protect(app, secret=secret, perimeter=perimeter or Perimeter(), secret_names=names)
+    health.watch_room(app, database, store)
     return app
 
 
@@ -72,11 +77,12 @@ def _error(status: int, sentence: str) -> JSONResponse:
 
 async def _known_error(request: Request, error: Exception) -> JSONResponse:
     """Refusals go to the rater as they are; faults on our side are logged, for they may name paths or versions."""
+    note_of(request.scope).error = error
     if isinstance(error, VoteRejected):
         return _error(409, str(error))
     if isinstance(error, NotFoundError):
         return _error(404, "This pair is not known to the server.")
-    log.error("%s %s: %s", request.method, request.url.path, error)
+    log.error("%s", error)
     if isinstance(error, DatabaseError | StoreError):
         return _error(503, "The server cannot reach its data at the moment.")
     return _error(422, "The server cannot use this request.")
@@ -91,8 +97,3 @@ async def _malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     fields = sorted({".".join(str(part) for part in fault["loc"][1:]) for fault in error.errors()})
     return _error(422, f"The request has faults in: {', '.join(fields) or 'its body'}.")
-
-
-async def _unknown_error(request: Request, error: Exception) -> JSONResponse:
-    log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _error(500, "The server met a fault of its own.")

@@ -13,6 +13,7 @@ from alignment.domain import Assignment, SessionProgress, Side
 from rating_app.admission import Admission
 from rating_app.bodies import EventsRequest, FinishRequest, SessionRequest, VoteRequest
 from rating_app.page import STATIC, static_digest
+from rating_app.perimeter import note_of
 from rating_app.sending import NO_STORE, audio_answer
 from rating_app.service import RatingService
 from rating_app.tokens import COOKIE_NAME, COOKIE_SECONDS, RaterCookie, Tokens
@@ -87,12 +88,6 @@ def _pair_json(shown: Assignment, tokens: Tokens) -> dict[str, object]:
         "first_side": shown.first_side.value,
         "clips": {side.value: f"/clip/{tokens.clip_token(shown.session_id, shown.id, side)}" for side in Side},
     }
-
-
-@router.get("/healthz")
-def healthz(service: Service) -> Response:
-    service.alive()
-    return JSONResponse({"status": "ok"}, headers=NO_STORE)
 
 
 @router.get("/rate/state")
@@ -177,9 +172,10 @@ def events(body: EventsRequest, service: Service, session_id: Session) -> Respon
 
 
 @router.post("/rate/votes")
-def vote(body: VoteRequest, service: Service, session_id: Session) -> Response:
+def vote(body: VoteRequest, request: Request, service: Service, session_id: Session) -> Response:
     """Records the vote and the events that came along; answers after the commit and never before."""
     receipt = service.record_vote(session_id, body.to_domain(), events=[event.to_domain() for event in body.events])
+    note_of(request.scope).receipt = "repeated" if receipt.repeated else "saved"
     answer = {"saved": True, "repeated": receipt.repeated, "progress": progress_json(receipt.progress)}
     return JSONResponse(answer, headers=NO_STORE)
 

@@ -7,6 +7,7 @@ import sys
 from alignment.clips import ClipStore
 from alignment.db.engine import open_database
 from rating_app.app import create_app
+from rating_app.perimeter import Perimeter
 
 
 def serve(
@@ -18,28 +19,23 @@ def serve(
     port: int = 7860,
     study_name: str | None = None,
     app_commit: str | None = None,
+    perimeter: Perimeter | None = None,
 ) -> None:
     """Serves until interrupted. Without ``study_name`` a human study over the existing clips is used.
 
     Raises SchemaVersionError, DatabaseError, NotFoundError or DataError before the port is opened.
     """
-    import uvicorn
+    from rating_app.logs import configure_logging
+    from rating_app.server import make_server
 
     database = open_database(database_url)
     try:
         app = create_app(
-            database, ClipStore(store_root), secret=secret, study_name=study_name, app_commit=app_commit
-        )
+            database, ClipStore(store_root), secret=secret, study_name=study_name, app_commit=app_commit,
+            perimeter=perimeter,
+        )  # fmt: skip
         print(f"Listening page: http://{host}:{port}  (study: {app.state.service.study.name})", file=sys.stderr)
-        uvicorn.run(
-            app,
-            host=host,
-            port=port,
-            workers=1,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ws="none",
-        )
+        configure_logging()
+        make_server(app, host=host, port=port).run()
     finally:
         database.close()

@@ -15,7 +15,7 @@ from app_support import BROWSER_ARGUMENTS, CONSENT
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-PATIENCE_MS = int(os.environ.get("ATTUNE_BROWSER_PATIENCE_MS", 60_000))  # on a busy machine; nothing waits longer than it must
+PATIENCE_MS = 60_000  # on a busy machine; nothing waits longer than it must
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1180, "height": 960}
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
-from app_support import SECRET, Site, client_of, open_site
+from app_support import CONSENT, SECRET, Site, client_of, open_site
 
 from rating_app.page import static_template
 
@@ -62,7 +63,9 @@ def test_the_page_itself_is_served_with_a_policy_that_names_no_other_host(site):
     answer = client_of(site, started=False).get("/?view=api&deep_link=x", headers={"Origin": "https://evil.test"})
     assert answer.status_code == 200 and "data-phase" in answer.text
     policy = answer.headers["content-security-policy"]
-    assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    scripts = next(part for part in policy.split("; ") if part.startswith("script-src"))
+    assert "'unsafe-inline'" not in scripts and scripts.count("'sha256-") >= 3
     assert "http" not in policy and "*" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -85,7 +88,7 @@ def test_the_page_itself_is_served_with_a_policy_that_names_no_other_host(site):
 def test_only_this_page_may_start_a_session(site, headers, status):
     client = client_of(site, started=False)
     answer = client.post(
-        "/rate/session", content='{"consent": true}', headers={"Content-Type": "application/json", **headers}
+        "/rate/session", content=json.dumps(CONSENT), headers={"Content-Type": "application/json", **headers}
     )
     assert answer.status_code == status
     assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -26,7 +26,6 @@ from app_support import (
 )
 from fastapi.testclient import TestClient
 
-from alignment.db.engine import Database
 from alignment.db.studies import create_study
 from alignment.db.versions import list_versions
 from alignment.domain import Axis, Outcome, RaterKind, Side
@@ -294,20 +293,6 @@ def test_the_demo_study_is_human_compares_base_and_newest_and_is_made_once(site)
     assert set(service.study.versions) == {"secret-base", "secret-aligned"}
     assert service.is_demo(service.study) and client_of(site).get("/rate/state").json()["study"]["demo"] is True
     assert client_of(site).get("/rate/state").json()["progress"] == {"done": 0, "available": len(PROMPTS)}
-
-
-def test_the_health_check_says_when_the_database_is_gone(site, monkeypatch):
-    client = client_of(site)
-    assert client.get("/healthz").json() == {"status": "ok"}
-
-    from alignment.errors import DatabaseError
-
-    def gone(*_args, **_options):
-        raise DatabaseError("/a/private/path.db cannot be opened.")
-
-    monkeypatch.setattr(Database, "session", gone)
-    answer = client.get("/healthz")
-    assert answer.status_code == 503 and "private" not in answer.text
 
 
 def test_twin_clips_have_one_size_no_tags_and_their_own_sound():

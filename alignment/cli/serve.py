@@ -22,16 +22,17 @@ def serve(
     """Open the blind listening page for human raters."""
     from alignment.db.engine import open_database
 
-    settings = settings_of(home, database)
+    settings = settings_of(home, database).for_serving()
     open_database(settings.database_url).close()  # faults are told before anything heavy is loaded
     _check_free(host, port)
 
     from alignment.circle.workspace import current_commit
+    from rating_app.perimeter import Perimeter
     from rating_app.serve import serve as run
 
     run(
         database_url=settings.database_url, store_root=settings.store, secret=settings.secret, host=host, port=port,
-        study_name=study, app_commit=current_commit(),
+        study_name=study, app_commit=current_commit(), perimeter=Perimeter.from_settings(settings),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from alignment.db.durable import LogFlusher
 from alignment.errors import DatabaseError, SchemaVersionError
 
 BUSY_SECONDS = 30
@@ -88,19 +89,20 @@ def sqlite_path(url: sa.URL) -> Path | None:
     return Path(url.database or "")
 
 
-def create_engine(url: str | sa.URL) -> sa.Engine:
+def create_engine(url: str | sa.URL, *, flushed_later: bool = False) -> sa.Engine:
     """An engine with Attune's settings; connects to nothing yet.
 
-    SQLite: foreign keys, write-ahead log, full synchronous writes. The driver's own transaction handling is
-    switched off, because it commits before DDL and begins too late for a read followed by a write.
+    SQLite: foreign keys, write-ahead log, full synchronous writes; ``flushed_later`` leaves the flush after a commit
+    to ``Database.session``. The driver's own transaction handling is switched off, because it commits before DDL and
+    begins too late for a read followed by a write.
     """
     url = normalised(url)
     if url.get_backend_name() != "sqlite":
+        # Parameters stay out of error texts: they hold comments and keys, and the texts are logged.
         timeout = {} if "connect_timeout" in url.query else {"connect_timeout": 10}
-        return sa.create_engine(url, pool_pre_ping=True, connect_args=timeout)
-    engine = sa.create_engine(
-        url, pool_size=16, max_overflow=48, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
-    )
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=16, hide_parameters=True, connect_args=timeout)
+    waiting = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+    engine = sa.create_engine(url, pool_size=48, max_overflow=16, hide_parameters=True, connect_args=waiting)
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection, _record) -> None:
@@ -108,7 +110,7 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
         connection.execute("PRAGMA foreign_keys=ON")
         # Without this INSERT OR REPLACE deletes rows behind the back of the append-only triggers.
         connection.execute("PRAGMA recursive_triggers=ON")
-        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA synchronous={'NORMAL' if flushed_later else 'FULL'}")
         if connection.execute("PRAGMA journal_mode").fetchone()[0].lower() != "wal":
             connection.execute("PRAGMA journal_mode=WAL")
 
@@ -122,6 +124,7 @@ def create_engine(url: str | sa.URL) -> sa.Engine:
 
 
 _write_locks: dict[str, threading.Lock] = {}
+_flushers: dict[str, LogFlusher] = {}
 _write_locks_guard = threading.Lock()
 
 
@@ -140,6 +143,8 @@ class Database:
         with _write_locks_guard:
             # One lock a file: waiting here is fair and quick, waiting inside SQLite is polling.
             self._write_lock = _write_locks.setdefault(self.url, threading.Lock())
+            path = sqlite_path(engine.url)
+            self._flusher = _flushers.setdefault(self.url, LogFlusher(path)) if path is not None else None
 
     @contextmanager
     def session(self, *, write: bool = True) -> Iterator[Session]:
@@ -165,9 +170,16 @@ class Database:
             self._here.writing = True
             try:
                 with self._told(), self._sessions.begin() as session:
+                    file = session.connection().connection.dbapi_connection
+                    before = file.total_changes
                     yield session
+                    session.flush()
+                    changed = file.total_changes != before
+                ticket = self._flusher and self._flusher.committed(changed=changed)
             finally:
                 self._here.writing = False
+        if self._flusher is not None:
+            self._flusher.wait(ticket)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -175,6 +187,11 @@ class Database:
             yield
         except DBAPIError as error:
             raise explain(error, self.engine.url) from error
+        except sa.exc.TimeoutError as error:
+            raise DatabaseError(
+                f"{shown(self.engine.url)} had no connection free for half a minute; try again, or look for what holds "
+                "them."
+            ) from error
 
     def close(self) -> None:
         """Closes every connection."""
@@ -199,7 +216,8 @@ def open_database(url: str, *, check_schema: bool = True) -> Database:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseError(f"{path.parent} cannot be created ({error.strerror}); give another path.") from error
-    engine = create_engine(parsed)
+    # A path that is a URI has no file of its own beside which its log would lie.
+    engine = create_engine(parsed, flushed_later=path is not None)
     try:
         _check_writable(engine)
         if check_schema:
