@@ -24,6 +24,7 @@ from alignment.db import accounts as queries
 from alignment.db.accounts import ROLES, Account
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
+from alignment.db.people import add_audit
 from alignment.errors import ConfigError, DataError, LoginRefused
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 10, 200
@@ -110,7 +111,7 @@ class Accounts:
             if queries.find_account(s, name) is not None:
                 raise DataError(f"An account is called {name} already; choose another name.")
             account = queries.add_account(s, name=name, role=role, password_hash=digest, now=self._clock())
-            queries.add_audit(s, actor=actor, action="account.add", subject=name, after={"role": role})
+            add_audit(s, actor=actor, action="account.add", subject=name, after={"role": role})
         return account
 
     def list(self) -> list[Account]:
@@ -130,7 +131,7 @@ class Accounts:
         digest = self._hash(password)
         with self.database.session() as s:
             account = queries.update_account(s, name, password_hash=digest, password_changed_at=self._clock())
-            queries.add_audit(s, actor=actor, action="account.password", subject=name)
+            add_audit(s, actor=actor, action="account.password", subject=name)
         self._by_account.forget(name)
         return account
 
@@ -142,14 +143,14 @@ class Accounts:
             if found is not None and found[0].is_admin and found[0].disabled_at is None and admins == 1:
                 raise DataError(f"{name} is the last admin; make another one first (attune account add --role admin).")
             account = queries.update_account(s, name, disabled_at=self._clock())
-            queries.add_audit(s, actor=actor, action="account.disable", subject=name)
+            add_audit(s, actor=actor, action="account.disable", subject=name)
         return account
 
     def enable(self, name: str, *, actor: str) -> Account:
         """The account, open again."""
         with self.database.session() as s:
             account = queries.update_account(s, name, disabled_at=None)
-            queries.add_audit(s, actor=actor, action="account.enable", subject=name)
+            add_audit(s, actor=actor, action="account.enable", subject=name)
         return account
 
     def log_in(self, name: str, password: str, *, address: str) -> Account:
@@ -167,14 +168,14 @@ class Accounts:
         if account is None or digest is None or not right or account.disabled_at is not None:
             with self.database.session() as s:
                 # Names that do not exist stay out of the log: people type passwords into the wrong field.
-                queries.add_audit(s, actor=account.name if account else "unknown", action="login.refused", subject=None)
+                add_audit(s, actor=account.name if account else "unknown", action="login.refused", subject=None)
             raise LoginRefused(WRONG)
         self._by_account.forget(name)
         self._by_address.forgive(address)
         with self.database.session() as s:
             if self._hasher.check_needs_rehash(digest):
                 queries.update_account(s, name, password_hash=self._hash(password))
-            queries.add_audit(s, actor=name, action="login", subject=None)
+            add_audit(s, actor=name, action="login", subject=None)
         return account
 
     def by_single_sign_on(self, name: str) -> Account | None:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from alignment.db import figures as queries
-from alignment.db.accounts import add_audit
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.db.figures import FlagRow, StudyComment, StudyRating, StudyVote
+from alignment.db.people import add_audit
 from alignment.db.studies import Study, get_study
 from alignment.domain import Axis, RaterKind
 from alignment.errors import DataError, StoreError

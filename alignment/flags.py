@@ -13,10 +13,10 @@ from typing import Any
 from scipy import stats
 
 from alignment.db import figures as queries
-from alignment.db.accounts import add_audit
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.db.figures import FlagRow, StudyVote
+from alignment.db.people import add_audit
 from alignment.db.studies import get_study
 from alignment.domain import BattleKind
 

@@ -12,10 +12,10 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from alignment.db import invites as queries
-from alignment.db.accounts import add_audit
 from alignment.db.base import utcnow, uuid7
 from alignment.db.engine import Database
 from alignment.db.invites import InviteState
+from alignment.db.people import add_audit
 from alignment.db.studies import get_study
 from alignment.db.tables import InviteRow
 from alignment.errors import DataError, NotFoundError

@@ -7,7 +7,7 @@ import math
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -27,7 +27,8 @@ from alignment.studies import StudyRecipe
 from alignment.study_power import VotesNeeded, votes_to_separate
 
 ROUNDS = 400
-SCALES = ("quality", "relevance", "mos")
+RANGES = {"quality": (1.0, 100.0), "relevance": (1.0, 100.0), "mos": (1.0, 5.0)}
+SCALES = tuple(RANGES)
 FEWEST_RATERS_OF_A_SLICE = 3  # a slice of one or two people would tell what they said
 DISAGREEMENTS_SHOWN = 12
 
@@ -509,6 +510,8 @@ def _scales(rated: Sequence[StudyRating]) -> tuple[tuple[ScaleFigure, ...], Anch
         told = [(float(getattr(r, scale)), r) for r in members if getattr(r, scale) is not None]
         if told:
             mean = clustered_mean([x for x, _ in told], [r.rater_id for _, r in told], [r.prompt_id for _, r in told])
+            least, most = RANGES[scale]
+            mean = replace(mean, low=max(least, mean.low), high=min(most, mean.high)) if mean.n > 1 else mean
             found.append(ScaleFigure(kind, name, scale, mean, len({r.rater_id for _, r in told})))
     return tuple(found), _anchor_check(rated)
 

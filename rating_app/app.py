@@ -12,12 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from alignment.accounts import SingleSignOn
 from alignment.clips import ClipStore
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.db.versions import list_versions
 from alignment.errors import AttuneError, DatabaseError, NotFoundError, StoreError, VoteRejected
 from rating_app import health, routes, routes_arena, routes_journey, routes_rating
+from rating_app.admin import mount_admin
 from rating_app.demo import ensure_demo_study
 from rating_app.page import mount_page
 from rating_app.perimeter import Perimeter, note_of, protect
@@ -62,6 +64,7 @@ def create_app(
     app.add_exception_handler(AttuneError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _malformed)
+    mount_admin(app, database, store, secret=secret, sso=SingleSignOn.from_environment())
     if with_page:
         mount_page(app)
     with database.session(write=False) as s:

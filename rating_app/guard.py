@@ -32,6 +32,8 @@ _SHELL_PATHS = ("/", "/theme.css")
 # What Gradio gets to see of a request: no cookie, no forwarding headers that it would build addresses from, no range.
 _SHELL_HEADERS = (b"host", b"accept", b"accept-encoding", b"accept-language", b"if-none-match", b"if-modified-since")
 _FORWARDING_HEADERS = (b"forwarded", b"x-real-ip")
+# Single sign-on may use one of these; the admin believes it from a named proxy alone.
+_SIGN_ON_HEADERS = (b"x-forwarded-user", b"x-forwarded-preferred-username", b"x-forwarded-email")
 _FORM_TYPES = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(:\d{1,5})?")
 
@@ -80,6 +82,7 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
+        scope["attune.peer"] = (scope.get("client") or ("unknown", 0))[0]  # who is connected: single sign-on asks
         address, scheme = self.perimeter.caller(scope)
         scope["client"], scope["scheme"] = (address, 0), scheme
         outwards = _Outwards(scope, send)
@@ -219,7 +222,8 @@ def _without_forwarding(scope: Scope) -> Scope:
     kept = [
         (name, value)
         for name, value in scope["headers"]
-        if not name.startswith(b"x-forwarded-") and name not in _FORWARDING_HEADERS
+        if (not name.startswith(b"x-forwarded-") and name not in _FORWARDING_HEADERS)
+        or (name in _SIGN_ON_HEADERS and scope["path"].startswith("/admin"))
     ]
     return {**scope, "headers": kept}
 

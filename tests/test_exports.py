@@ -96,7 +96,8 @@ def test_no_spreadsheet_takes_a_comment_for_a_formula(sqlite_database, text):  #
         s.execute(sa.text("UPDATE rater SET cohort = '=cmd'"))
     export = make_export(sqlite_database, "study", actor="olga")
     for name in ("comments", "votes"):
-        cells = [cell for row in csv.reader(io.StringIO(export.files[f"{name}.csv"].decode(), newline="")) for cell in row]
+        text_of_file = io.StringIO(export.files[f"{name}.csv"].decode(), newline="")
+        cells = [cell for row in csv.reader(text_of_file) for cell in row]
         assert not any(cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "＝")) for cell in cells)
         assert any(cell.startswith("'") for cell in cells)
     assert _rows(export, "comments")[0]["text"] == text  # JSONL keeps the words as they were
@@ -106,7 +107,7 @@ def test_the_rows_say_what_was_voted_with_flags_and_the_winner_in_words(any_data
     def say(assignment, number):
         return Outcome.TIE if number else Outcome.B
 
-    voted_study(any_database, battles=2, raters=2, say=say)
+    voted_study(any_database, battles=2, raters=2, say=say, kind=RaterKind.SIMULATED)
     flag_study(any_database, "study", actor="olga")
     rows = _rows(make_export(any_database, "study", actor="olga"))
     assert sorted(row["outcome"] for row in rows) == ["B", "B", "TIE", "TIE"]

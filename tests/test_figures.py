@@ -95,7 +95,8 @@ def test_repeat_consistency_counts_the_clip_and_not_the_letter():
                        repeats=before.assignment_id)  # fmt: skip
         return [before, swapped(after)]
 
-    votes = asked(0, "A", "B") + asked(1, "A", "A") + asked(2, "TIE", "TIE") + asked(3, "B", "A") + asked(4, "A", "SKIP")
+    said = [("A", "B"), ("A", "A"), ("TIE", "TIE"), ("B", "A"), ("A", "SKIP")]
+    votes = [vote for number, (first, again) in enumerate(said) for vote in asked(number, first, again)]
     decisive, every = figures.repeat_consistency(votes), figures.repeat_consistency(votes, decisive_only=False)
     assert (decisive.value, decisive.n) == (pytest.approx(2 / 3), 3)
     assert (every.value, every.n) == (0.75, 4)
@@ -259,3 +260,21 @@ def test_gold_and_anchor_pairs_are_passed_by_picking_the_winner_only():
     ]
     passed = figures._pass_rate(votes, BattleKind.GOLD)
     assert (passed.value, passed.n) == (0.5, 4) and figures._pass_rate(votes, BattleKind.ANCHOR) is None
+
+
+def test_the_lists_of_studies_and_raters_count_sessions_answers_and_consent(any_database):  # noqa: F811
+    from alignment.db.figures import newest_mark, study_counts, study_raters
+
+    filled, raters = voted_study(any_database, battles=3, raters=3, consent=lambda n: {0: True, 1: False}.get(n))
+    with any_database.session(write=False) as s:
+        counts, rows = study_counts(s), study_raters(s, filled.study_id)
+        before = newest_mark(s, filled.study_id)
+    count = counts[filled.study_id]
+    assert (count.answers, count.raters, count.newest.tzinfo is not None) == (9, 3, True)
+    assert [(row.id, row.sessions, row.answers, row.publication) for row in rows] == [
+        (raters[0], 1, 3, True), (raters[1], 1, 3, False), (raters[2], 1, 3, None),
+    ]  # fmt: skip
+    assert all(row.is_called(str(row.id)) and row.is_called(row.code) and not row.is_called("") for row in rows)
+    flag_study(any_database, "study", actor="olga")
+    with any_database.session(write=False) as s:
+        assert newest_mark(s, filled.study_id) != before

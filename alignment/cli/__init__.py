@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import circle, database, demo, models, serve, worker
+from alignment.cli import account, circle, database, demo, models, serve, study, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -37,6 +37,8 @@ app.command("compare")(circle.compare)
 app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
+app.add_typer(study.app, name="study")
+app.add_typer(account.app, name="account")
 
 INTERRUPTED = 130
 STOPPED = (

@@ -79,3 +79,13 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     cells = [columns, *[["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def actor() -> str:
+    """Who the audit log names for a command: the user of this machine."""
+    import getpass
+
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return "cli"

@@ -1,4 +1,4 @@
-"""`attune reward train`, `attune align dpo`, `attune versions`: what is learnt from votes."""
+"""`attune reward`, `attune align dpo`, `attune versions`: what is learnt from votes."""
 
 from __future__ import annotations
 
@@ -62,6 +62,23 @@ def train(
          "accuracy": {head: asdict(a) for head, a in accuracies.items()}},
         "\n".join(lines), as_json,
     )  # fmt: skip
+
+
+@reward.command("score")
+def score(
+    name: Annotated[str, typer.Argument(help="Name of the reward model.")],
+    study: Annotated[str, typer.Option(help="Study whose clips are scored.")],
+    home: Home = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a study's clips, so that its dashboard shows where this model and the raters disagree."""
+    from alignment.circle.score_study import score_study
+
+    ws = open_workspace(home, database)
+    with bar("scores") as progress:
+        scored = score_study(ws, name, study, progress)
+    emit({"reward_model": name, "study": study, "clips": scored}, f"{name}: {scored} clips of {study} scored", as_json)
 
 
 @align.command("dpo")

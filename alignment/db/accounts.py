@@ -9,9 +9,8 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from alignment.db.base import utcnow, uuid7
+from alignment.db.base import uuid7
 from alignment.db.tables import AccountRow, AuditLogRow
-from alignment.domain import canonical_sha256
 from alignment.errors import NotFoundError
 
 ROLES = ("organiser", "admin")
@@ -96,20 +95,6 @@ def count_active_admins(s: Session, *, lock: bool = False) -> int:
     """How many admins can still log in; ``lock`` keeps them as they are until the transaction ends."""
     query = sa.select(AccountRow.id).where(AccountRow.role == "admin", AccountRow.disabled_at.is_(None))
     return len(list(s.scalars(query.with_for_update() if lock else query)))
-
-
-def add_audit(
-    s: Session, *, actor: str, action: str, subject: str | None, before: object = None, after: object = None
-) -> None:
-    """Write who did what. Contents are kept as hashes only, so the log itself tells no secret."""
-    s.execute(
-        sa.insert(AuditLogRow).values(
-            id=uuid7(), actor=actor, action=action, subject=subject,
-            before_sha256=None if before is None else canonical_sha256(before),
-            after_sha256=None if after is None else canonical_sha256(after),
-            created_at=utcnow(),
-        )
-    )  # fmt: skip
 
 
 def list_audit(s: Session, *, limit: int = 200) -> list[AuditEntry]:

@@ -359,3 +359,93 @@ def comments_of(s: Session, vote_ids: Sequence[uuid.UUID]) -> list[StudyComment]
                 StudyComment(row.vote_id, row.text, row.after_reveal, row.side, row.start_seconds, row.end_seconds)
             )
     return found
+
+
+@dataclass(frozen=True)
+class StudyCount:
+    """A study at a glance."""
+
+    answers: int
+    raters: int
+    newest: datetime | None
+
+
+def study_counts(s: Session) -> dict[uuid.UUID, StudyCount]:
+    """Votes and ratings of each study, corrections counted once; studies without any are absent."""
+    votes = (
+        sa.select(
+            ListeningSessionRow.study_id.label("study_id"), ListeningSessionRow.rater_id.label("rater_id"),
+            VoteTable.created_at.label("at"),
+        )
+        .join(ListeningSessionRow, VoteTable.session_id == ListeningSessionRow.id)
+        .where(VoteTable.revision == 1)
+    )  # fmt: skip
+    ratings = sa.select(ListeningSessionRow.study_id, ListeningSessionRow.rater_id, ClipRatingRow.created_at).join(
+        ListeningSessionRow, ClipRatingRow.session_id == ListeningSessionRow.id
+    )
+    both = sa.union_all(votes, ratings).subquery()
+    query = sa.select(
+        both.c.study_id, sa.func.count(), sa.func.count(sa.distinct(both.c.rater_id)), sa.func.max(both.c.at)
+    ).group_by(both.c.study_id)
+    return {study: StudyCount(answers, raters, newest) for study, answers, raters, newest in s.execute(query)}
+
+
+@dataclass(frozen=True)
+class StudyRater:
+    """A rater of a study as an organiser may see one, without a name. ``code`` is the start of the pseudonym, 16 hex
+    digits, which the rater's own page shows; None after a withdrawal."""
+
+    id: uuid.UUID
+    status: str
+    cohort: str | None
+    background: Mapping[str, Any]
+    sessions: int
+    answers: int
+    first_seen: datetime
+    training: bool | None
+    publication: bool | None
+    code: str | None = None
+
+    def is_called(self, told: str) -> bool:
+        """Whether ``told`` is this rater's withdrawal code (dashes and case aside), id, or the id's last 8 digits."""
+        plain = told.strip().lower().replace("-", "")
+        known = {self.id.hex, self.id.hex[-8:], *([self.code] if self.code else [])}
+        return len(plain) >= 8 and plain in known
+
+
+def study_raters(s: Session, study_id: uuid.UUID) -> list[StudyRater]:
+    """Who opened a session of the study, in order of their first; consents are the newest, None when never asked."""
+    answers: dict[uuid.UUID, int] = defaultdict(int)
+    votes = sa.select(VoteTable.session_id, sa.func.count()).where(VoteTable.revision == 1)
+    votes = votes.group_by(VoteTable.session_id)
+    ratings = sa.select(ClipRatingRow.session_id, sa.func.count()).group_by(ClipRatingRow.session_id)
+    of_study = sa.select(ListeningSessionRow.id).where(ListeningSessionRow.study_id == study_id)
+    votes = votes.where(VoteTable.session_id.in_(of_study))
+    ratings = ratings.where(ClipRatingRow.session_id.in_(of_study))
+    for query in (votes, ratings):
+        for session, count in s.execute(query):
+            answers[session] += count
+    consent = {
+        row.rater_id: (row.training, row.publication)
+        for row in s.execute(
+            sa.select(ConsentRow.rater_id, ConsentRow.training, ConsentRow.publication)
+            .where(ConsentRow.study_id == study_id)
+            .order_by(ConsentRow.created_at, ConsentRow.id)
+        )
+    }
+    found: dict[uuid.UUID, StudyRater] = {}
+    query = (
+        sa.select(ListeningSessionRow, RaterRow)
+        .join(RaterRow, ListeningSessionRow.rater_id == RaterRow.id)
+        .where(ListeningSessionRow.study_id == study_id)
+        .order_by(ListeningSessionRow.id)
+    )
+    for session, rater in s.execute(query):
+        old = found.get(rater.id)
+        training, publication = consent.get(rater.id, (None, None))
+        found[rater.id] = StudyRater(
+            rater.id, rater.status, rater.cohort, rater.background or {}, (old.sessions if old else 0) + 1,
+            (old.answers if old else 0) + answers[session.id], old.first_seen if old else session.started_at,
+            training, publication, rater.pseudonym[:16] if rater.pseudonym else None,
+        )  # fmt: skip
+    return list(found.values())

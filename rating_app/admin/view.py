@@ -1,0 +1,95 @@
+"""Renders admin pages: templates that escape everything, and how numbers and intervals are written."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from alignment.evaluation.intervals import Interval
+
+HERE = Path(__file__).resolve().parent
+
+
+@cache
+def static_digest() -> str:
+    """Changes with the static files, so that no browser mixes old and new ones."""
+    digest = hashlib.sha256()
+    for path in sorted((HERE / "static").iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """0.634 as ``63%``; a dash for what is not known."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """The value with thousands apart; a dash for what is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def span(interval: Interval | Any, digits: int = 0) -> str:
+    """``55 to 72%``: an interval of shares."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return "no interval yet"
+    return f"{100 * interval.low:.{digits}f} to {100 * interval.high:.{digits}f}%"
+
+
+def span_number(interval: Interval | Any, digits: int = 1) -> str:
+    """``55.1 to 72.0``."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return "no interval yet"
+    return f"{interval.low:,.{digits}f} to {interval.high:,.{digits}f}"
+
+
+def moment(value: datetime | None) -> str:
+    """``2026-03-01 12:00``, in UTC."""
+    return "–" if value is None else f"{value:%Y-%m-%d %H:%M}"
+
+
+def place(value: float, low: float, high: float) -> str:
+    """Where a value lies on an axis from ``low`` to ``high``, 0 to 100."""
+    share = (value - low) / (high - low) if high > low else 0.5
+    return f"{100 * min(1.0, max(0.0, share)):.2f}"
+
+
+def words(value: str) -> str:
+    """``BOTH_BAD`` as ``both bad``."""
+    return {"A": "A better", "B": "B better"}.get(value, value.lower().replace("_", " "))
+
+
+_environment = Environment(
+    loader=FileSystemLoader(HERE / "templates"),
+    autoescape=select_autoescape(default=True, default_for_string=True),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters.update(
+    percent=percent, number=number, span=span, span_number=span_number, moment=moment, words=words
+)
+_environment.globals.update(place=place, isfinite=math.isfinite)
+
+
+def page(request: Request, template: str, *, status: int = 200, **context: Any) -> HTMLResponse:
+    """The template as an answer that no cache keeps. ``visitor`` None is a stranger's page."""
+    context.setdefault("visitor", None)
+    context.setdefault("section", "")
+    html = _environment.get_template(template).render(digest=static_digest(), **context)
+    return HTMLResponse(html, status_code=status, headers={"cache-control": "private, no-store"})
+
+
+def message_page(request: Request, title: str, text: str, status: int) -> HTMLResponse:
+    """A page that says one thing."""
+    return page(request, "message.html", status=status, title=title, text=text)
