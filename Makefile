@@ -32,10 +32,9 @@ test-slow: $(BIN)/.installed  ## the slow tests too
 lint: $(BIN)/.installed  ## style
 	$(BIN)/python -m ruff check .
 
-serve: $(BIN)/.installed  ## the rating app on the newest demo
+serve: $(BIN)/.installed  ## the rating app, on the newest demo if there is one
 	@home=$$(ls -t data/demo/*/summary.json 2>/dev/null | head -1); \
-	  test -n "$$home" || { echo "There is no finished demo yet; run make demo first."; exit 1; }; \
-	  $(BIN)/attune serve --home "$$(dirname "$$home")"
+	  $(BIN)/attune serve $${home:+--home "$$(dirname "$$home")"} $(ARGS)
 
 system:  ## Debian packages of the full tests: a browser and PostgreSQL (needs root)
 	apt-get update -qq

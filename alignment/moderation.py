@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,8 +33,10 @@ _ALIKE = str.maketrans(
 )  # fmt: skip
 # Boxed and flag letters that NFKC leaves alone: first code point, how many.
 _BOXED = ((0x1F150, 26), (0x1F170, 26), (0x1F1E6, 26))
-_DIGITS = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "6": "g", "7": "t", "8": "b", "9": "g"}
-_SIGNS = {"@": "a", "$": "s", "!": "i", "|": "i", "+": "t", "€": "e", "£": "l", "¡": "i", "(": "c"}
+_DIGITS = {"0": "o", "3": "e", "4": "a", "5": "s", "6": "g", "7": "t", "8": "b", "9": "g"}
+_SIGNS = {"@": "a", "$": "s", "!": "i", "|": "1", "+": "t", "€": "e", "£": "l", "¡": "i"}
+_FINAL_SIGNS = "!|+"  # at a word's end more often what they are
+_MOST_ONES = 4
 _SHORTEST_SPELT = 3  # "a d" is a chord and a key more often than a disguise
 
 
@@ -46,7 +48,7 @@ def check_prompt(text: str, rules: ArenaRules) -> str:
         raise PromptRefused(UNREADABLE)
     visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
     clean = unicodedata.normalize("NFC", " ".join(visible.split()))
-    if not any(c.isalnum() for c in clean):
+    if not words(clean):
         raise PromptRefused(EMPTY)
     if len(clean) > rules.longest_prompt:
         raise PromptRefused(
@@ -61,8 +63,7 @@ def check_prompt(text: str, rules: ArenaRules) -> str:
 
 def names_any(text: str, phrases: Iterable[str]) -> bool:
     """Whether the text has one of the words or phrases in it, plainly or in disguise."""
-    listed = _compiled(tuple(phrases))
-    return bool(listed.phrases) and any(listed.found_in(view) for view in _views(fold(text)))
+    return _compiled(tuple(phrases)).is_in(fold(text).split())
 
 
 def fold(text: str) -> str:
@@ -75,11 +76,16 @@ def fold(text: str) -> str:
 
 def words(text: str) -> list[str]:
     """The folded text's words, without what stands between them."""
-    return [word for word, _ in _tokens(fold(text))]
+    return _split(fold(text))
 
 
-# A view is one reading of a text: (word, what stands before it) in order.
-_View = tuple[tuple[str, str], ...]
+@dataclass(frozen=True)
+class _Begun:
+    """A phrase that may have begun: its letters so far, where white space stood in them, whether letter by letter."""
+
+    letters: str
+    loose: frozenset[int]
+    spelt: bool
 
 
 @dataclass(frozen=True)
@@ -89,23 +95,34 @@ class _Listed:
     phrases: dict[str, frozenset[frozenset[int]]]
     starts: frozenset[str]
 
-    def found_in(self, view: _View) -> bool:
-        return any(self._begins_at(view, index) for index in range(len(view)))
-
-    def _begins_at(self, view: _View, index: int) -> bool:
-        """Whether a phrase begins with this word. Gaps between words of the text are allowed between words of the
-        phrase; inside a word only when they are signs without white space, or when all stand letter by letter."""
-        letters, loose, spelt = "", [], True
-        for word, gap in view[index:]:
-            if letters and not _is_tight(gap):
-                loose.append(len(letters))
-            letters, spelt = letters + word, spelt and len(word) == 1
-            if letters not in self.starts:
-                return False
-            for begins in self.phrases.get(letters, ()):
-                if begins.issuperset(loose) or (spelt and len(letters) >= _SHORTEST_SPELT):
-                    return True
+    def is_in(self, chunks: Iterable[str]) -> bool:
+        """Whether a phrase is in the text, given as what stands between white space, under any reading of it."""
+        if not self.phrases:
+            return False
+        begun: set[_Begun] = set()
+        for chunk in chunks:
+            after: set[_Begun] = set()
+            for reading in _readings(chunk):
+                going = {_Begun(b.letters, b.loose | {len(b.letters)}, b.spelt) for b in begun}
+                for word in reading:
+                    going = {
+                        b
+                        for b in (_Begun(g.letters + word, g.loose, g.spelt and len(word) == 1) for g in going)
+                        if b.letters in self.starts
+                    }
+                    if word in self.starts:
+                        going.add(_Begun(word, frozenset(), len(word) == 1))
+                    if any(self._is_whole(b) for b in going):
+                        return True
+                after |= going
+            begun = after
         return False
+
+    def _is_whole(self, begun: _Begun) -> bool:
+        """White space may stand between the words of a phrase; inside a word only when all is letter by letter."""
+        if begun.spelt and len(begun.letters) >= _SHORTEST_SPELT and begun.letters in self.phrases:
+            return True
+        return any(words_begin >= begun.loose for words_begin in self.phrases.get(begun.letters, ()))
 
 
 @lru_cache(maxsize=64)
@@ -120,42 +137,30 @@ def _compiled(phrases: tuple[str, ...]) -> _Listed:
     return _Listed({letters: frozenset(begins) for letters, begins in by_letters.items()}, starts)
 
 
-def _tokens(text: str) -> Iterator[tuple[str, str]]:
-    """(word, what stands before it): runs of letters and digits."""
-    gap = ""
-    for is_word, run in itertools.groupby(text, str.isalnum):
-        if is_word:
-            yield "".join(run), gap
-        else:
-            gap = "".join(run)
+def _split(text: str) -> list[str]:
+    """Runs of letters and digits."""
+    return ["".join(run) for is_word, run in itertools.groupby(text, str.isalnum) if is_word]
 
 
-def _views(text: str) -> set[_View]:
-    """The readings of a folded text: as it is, with digits and signs as letters, with drawn-out letters shortened."""
-    readings = {text}
-    for one, signs in itertools.product(("i", "l"), ("none", "inside", "all")):
-        readings.add(" ".join(_unleet(chunk, one, signs) for chunk in text.split()))
-    for reading in list(readings):
-        readings |= {_shortened(reading, 1), _shortened(reading, 2)}
-    return {tuple(_tokens(reading)) for reading in readings}
-
-
-def _unleet(chunk: str, one: str, signs: str) -> str:
-    """Digits and signs among letters read as letters. A chunk without letters is a number and stays one."""
-    if not any(c.isalpha() for c in chunk):
-        return chunk
-    end = len(chunk.rstrip("!+|()")) if signs == "inside" else len(chunk)
-    out = []
-    for place, c in enumerate(chunk):
-        if c in "1|" and (c == "1" or signs != "none"):
-            out.append(one)
-        elif c in _DIGITS:
-            out.append(_DIGITS[c])
-        elif c in _SIGNS and signs != "none" and place < end:
-            out.append(_SIGNS[c])
-        else:
-            out.append(c)
-    return "".join(out)
+def _readings(chunk: str) -> set[tuple[str, ...]]:
+    """The words that a folded chunk may stand for: as it is, with digits and signs as letters, each also with
+    drawn-out letters shortened."""
+    readings = {chunk}
+    if any(c.isalpha() for c in chunk):  # without letters it is a number
+        readings.add("".join(_DIGITS.get(c, c) for c in chunk))
+        for end in {len(chunk.rstrip(_FINAL_SIGNS)), len(chunk)}:
+            signs = "".join(_SIGNS.get(c, _DIGITS.get(c, c)) for c in chunk[:end]) + chunk[end:]
+            readings.add(signs)
+        # A 1 is an i or an l, each for itself unless there are too many.
+        for reading in list(readings):
+            ones = reading.count("1")
+            options = itertools.product("il", repeat=ones) if ones <= _MOST_ONES else ("i" * ones, "l" * ones)
+            pieces = reading.split("1")
+            readings |= {
+                "".join(itertools.chain.from_iterable(zip(pieces, (*letters, ""), strict=True))) for letters in options
+            }
+    readings |= {_shortened(reading, most) for reading in readings for most in (1, 2)}
+    return {tuple(_split(reading)) for reading in readings}
 
 
 def _shortened(text: str, most: int) -> str:
@@ -167,11 +172,6 @@ def _shortened(text: str, most: int) -> str:
     return "".join(out)
 
 
-def _is_tight(gap: str) -> bool:
-    """Whether a gap has no white space in it: a disguise, or a compound, rather than two words."""
-    return not any(c.isspace() for c in gap)
-
-
 def _unboxed(c: str) -> str:
     for first, count in _BOXED:
         if first <= ord(c) < first + count:
@@ -181,8 +181,3 @@ def _unboxed(c: str) -> str:
 
 def _is_control(c: str) -> bool:
     return unicodedata.category(c) == "Cc"
-
-
-def sentences() -> Sequence[str]:
-    """Every sentence without figures that a rater may get, for whoever checks their wording."""
-    return EMPTY, UNREADABLE, WORD, ARTIST

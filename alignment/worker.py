@@ -12,12 +12,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from alignment.circle.workspace import Workspace
 from alignment.db.clips import NewClip
 from alignment.db.requests import SingingRequest, arena_versions
+from alignment.domain import Version
 from alignment.errors import DatabaseError, DataError, ModelError, NotFoundError, StoreError
 from alignment.requests import RequestQueue
 
@@ -49,18 +50,20 @@ def clip_seed(seed: int, place: int) -> int:
     return int(hashlib.sha256(f"arena:{seed}:{place}".encode()).hexdigest()[:12], 16)
 
 
-def sing(ws: Workspace, request: SingingRequest, *, on_progress: Callable[[float], None]) -> list[NewClip]:
-    """One clip of each of the request's versions, stored, not yet recorded, all equally long.
+def sing(
+    ws: Workspace, request: SingingRequest, versions: Sequence[Version], *, on_progress: Callable[[float], None]
+) -> list[NewClip]:
+    """One clip of each of the request's ``versions``, stored, not yet recorded, all equally long.
 
     One base is in memory and adapters take turns on it. ``on_progress`` gets the share done, 0 to 1, at every step
-    of the sampler; what it raises ends the singing. Raises NotFoundError for an unknown version, ModelError for one
-    that cannot be loaded, StoreError when a clip cannot be stored, DataError when the clips differ in length."""
+    of the sampler; what it raises ends the singing. Raises ModelError for a version that cannot be loaded, StoreError
+    when a clip cannot be stored, DataError when the clips differ in length. Asks nothing of the database."""
     from alignment.music.codec import decode
     from alignment.music.sampler import sample
 
-    clips, count = [], len(request.versions)
-    for place, name in enumerate(request.versions):
-        policy, began = ws.policy(ws.version(name)), time.monotonic()
+    clips, count = [], len(versions)
+    for place, version in enumerate(versions):
+        policy, began = ws.policy(version), time.monotonic()
 
         def told(done: int, total: int, place: int = place) -> None:
             on_progress((place + SAMPLING_SHARE * done / total) / count)
@@ -73,7 +76,7 @@ def sing(ws: Workspace, request: SingingRequest, *, on_progress: Callable[[float
         codes_sha256 = ws.store.put_codes(codes[0].numpy())
         clips.append(
             NewClip(
-                request.prompt_id, name, request.generation, seed, audio_sha256, codes_sha256, facts,
+                request.prompt_id, version.name, request.generation, seed, audio_sha256, codes_sha256, facts,
                 time.monotonic() - began,
             )
         )  # fmt: skip
@@ -163,7 +166,8 @@ class Worker:
         lease = _Lease(self.queue, request, every=self.beat_seconds, stop=self._stop)
         try:
             with lease:
-                clips = sing(self.ws, request, on_progress=lease.tell)
+                versions = self._insist(lambda: [self.ws.version(name) for name in request.versions])
+                clips = sing(self.ws, request, versions, on_progress=lease.tell)
                 held = self._insist(lambda: self.queue.finish(request, clips))
             self.log("sung" if held else "lost", **about, seconds=round(time.monotonic() - began, 2))
         except Stopped:

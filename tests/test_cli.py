@@ -162,7 +162,7 @@ def test_an_empty_database_has_nothing_to_vote_on(tmp_path: Path, capsys) -> Non
         attune(capsys, "simulate-votes", "--study", "s", "--home", tmp_path), "no clips to vote on", "attune generate"
     )
     refused(attune(capsys, "generate", "--home", tmp_path), "nothing to sing")
-    refused(attune(capsys, "serve", "--home", tmp_path), "generate")
+    refused(attune(capsys, "serve", "--home", tmp_path, "--no-worker"), "generate")
 
 
 def test_an_older_and_a_newer_database_are_refused_with_the_next_step(tmp_path: Path, capsys) -> None:

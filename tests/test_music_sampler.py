@@ -125,3 +125,23 @@ def test_prompts_and_seeds_must_match():
 def test_no_prompts_give_an_empty_rollout():
     rollout = sample(make_tiny_music(), [], generation=GenerationConfig(clip_seconds=1.0), seeds=[])
     assert rollout.codes.shape == rollout.logprobs.shape == (0, 4, 50)
+
+
+def test_whoever_wants_to_be_told_hears_of_every_step_of_all_batches_and_may_end_it():
+    model, generation, told = make_tiny_music(), GenerationConfig(clip_seconds=0.2), []
+    plain = sample(model, PROMPTS, generation=generation, seeds=[1, 2, 3], batch_size=2)
+    heard = sample(
+        model, PROMPTS, generation=generation, seeds=[1, 2, 3], batch_size=2,
+        on_step=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    steps = 2 * (10 + 3)  # two batches of 10 frames, delayed by 3 steps
+    assert told == [(step, steps) for step in range(1, steps + 1)]
+    assert torch.equal(plain.codes, heard.codes)
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sample(model, PROMPTS, generation=generation, seeds=[1, 2, 3], on_step=stop)
+    assert torch.equal(sample(model, PROMPTS, generation=generation, seeds=[1, 2, 3], batch_size=2).codes, plain.codes)

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Protocol
 
-GRACE_SECONDS = 4.0  # between SIGTERM and handing a request back over the singer's head
+GRACE_SECONDS = 3.0  # between SIGTERM and handing a request back over the singer's head
 
 
 class Stoppable(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -44,6 +45,8 @@ def worker(
             from alignment.circle.first_clips import sing_first_clips
 
             sing_first_clips(ws, first_clips, progress=lambda done, total: log("first-clips", done=done, total=total))
+        if parent is not None:
+            os.nice(5)  # from now on the web process beside it goes first
         log("ready", worker=singer.name, versions=singer.preload())
         failed = singer.run(once=once)
         log("ended", worker=singer.name, failed=failed)
