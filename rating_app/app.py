@@ -18,12 +18,11 @@ from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.db.versions import list_versions
 from alignment.errors import AttuneError, DatabaseError, NotFoundError, StoreError, VoteRejected
-from rating_app import health
+from rating_app import health, routes, routes_arena, routes_journey, routes_rating
 from rating_app.admin import mount_admin
 from rating_app.demo import ensure_demo_study
 from rating_app.page import mount_page
 from rating_app.perimeter import Perimeter, note_of, protect
-from rating_app.routes import router
 from rating_app.sending import NO_STORE
 from rating_app.service import RatingService
 from rating_app.tokens import Tokens
@@ -60,8 +59,8 @@ def create_app(
         app_commit=app_commit,
     )
     app.state.database, app.state.store = database, store
-    app.include_router(health.router)
-    app.include_router(router)
+    for part in (health, routes, routes_journey, routes_rating, routes_arena):
+        app.include_router(part.router)
     app.add_exception_handler(AttuneError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _malformed)

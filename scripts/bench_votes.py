@@ -72,10 +72,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--raters", type=_count, default=200, help="at study pace")
     parser.add_argument("--pace", type=_positive, default=20.0, help="seconds between two votes of a rater")
     parser.add_argument("--seconds", type=_positive, default=60.0, help="how long raters vote at study pace")
-    parser.add_argument("--clients", type=_count, default=32, help="at full speed")
+    parser.add_argument("--clients", type=_count, default=200, help="at full speed")
     parser.add_argument("--rounds", type=_count, default=5, help="turns of each contestant at full speed")
-    parser.add_argument("--votes", type=_count, default=640, help="in a round at full speed")
+    parser.add_argument("--votes", type=_count, default=1000, help="in a round at full speed")
     parser.add_argument("--sessions", type=int, default=10_000, help="whose memory is watched; 0 leaves it out")
+    parser.add_argument("--bare", action="store_true", help="our server without the Gradio page: it starts sooner")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args(arguments)
 
@@ -111,10 +112,10 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> dict[s
     battles = max(2 * options.rounds * per_client + per_client, math.ceil(options.seconds / options.pace) + 20)
     prepare(url, folder / "store", battles=battles)
     database, ledger = open_database(url), Ledger()
-    name = url.partition(":")[0]
+    name, bare = url.partition(":")[0], ["--bare"] if options.bare else []
     result: dict[str, Any] = {"database": _server_version(database)}
     try:
-        with serving(url, folder) as ours:
+        with serving(url, folder, *bare) as ours:
             await ours.ready()
             tell(f"{name}: {options.raters} raters, a vote every {options.pace:g} s each, for {options.seconds:g} s")
             result |= await at_study_pace(ours.port, ledger, options)
@@ -123,7 +124,7 @@ async def measure(url: str, folder: Path, options: argparse.Namespace) -> dict[s
                 tell(f"{name}: full speed, {options.rounds} rounds of {options.votes} votes each")
                 result |= await at_full_speed(ours, queue, database, ledger, options)
         if options.sessions:
-            with serving(url, folder) as ours:
+            with serving(url, folder, *bare) as ours:
                 await ours.ready()
                 tell(f"{name}: {options.sessions} sessions")
                 result |= await over_sessions(ours, ledger, options.sessions)

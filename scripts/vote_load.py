@@ -150,20 +150,25 @@ class Rater:
         self.connection = Connection(self.port)
 
     async def ask(self, method: str, path: str, body: object = None) -> Any:
-        """The answer of a request that is repeated until there is one. Raises Refused on a 4xx that is not "later"."""
+        """The answer of a request that is repeated until there is one, less and less often, as the page's outbox does.
+
+        Raises Refused on a 4xx that is not "later"."""
+        patience = self.patience_seconds
         while True:
             try:
                 status, answer = await self.connection.request(method, path, body)
             except (OSError, EOFError, ValueError, IndexError) as error:
                 self.ledger.reasons[type(error).__name__] += 1
-                await asyncio.sleep(self.patience_seconds)
+                await asyncio.sleep(patience)
+                patience = min(0.5, 1.5 * patience)
                 continue
             if status == 200:
                 return answer
             if status not in (408, 429) and status < 500:
                 raise Refused(f"{method} {path}: {status} {answer} for {body}")
             self.ledger.reasons[str(status)] += 1
-            await asyncio.sleep(self.patience_seconds)
+            await asyncio.sleep(patience)
+            patience = min(0.5, 1.5 * patience)
 
     async def start(self) -> None:
         await self.ask("POST", "/rate/session", CONSENT)

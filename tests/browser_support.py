@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from app_support import BROWSER_ARGUMENTS, CONSENT
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-PATIENCE_MS = int(os.environ.get("ATTUNE_BROWSER_PATIENCE_MS", 60_000))  # on a busy machine; nothing waits longer than it must
+PATIENCE_MS = 60_000  # on a busy machine; nothing waits longer than it must
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1180, "height": 960}
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
@@ -49,13 +50,13 @@ def visitor(browser: sync_api.Browser, address: str, **options: object) -> Itera
         context.close()
 
 
-def start(page: sync_api.Page, study: str | None = None) -> None:
-    """Opens the study with a session that has been begun already, and waits for the first pair."""
-    about = {"study": study} if study else {}
+def start(page: sync_api.Page, path: str = "/", *, phase: str = "rate") -> None:
+    """Opens the study with a session that has been begun already, and waits for the first thing to do."""
+    about = {name: values[0] for name, values in parse_qs(urlsplit(path).query).items()}
     answer = page.request.post("/rate/session", data={**CONSENT, **about})
     assert answer.ok, answer.text()
-    page.goto(f"/?study={study}" if study else "/")
-    page.wait_for_selector('#attune[data-phase="rate"]')
+    page.goto(path)
+    page.wait_for_selector(f'#attune[data-phase="{phase}"]')
 
 
 def pair_id(page: sync_api.Page) -> str:

@@ -63,36 +63,32 @@ class Killing:
     kills: int
 
 
-async def kill_under_load(
-    server: Server, *, raters: int, kills: int, votes: int, seed: int, life_seconds: tuple[float, float]
-) -> Killing:
+async def kill_under_load(server: Server, *, raters: int, kills: int, votes: int, seed: int) -> Killing:
     """Raters vote without a pause while the server is killed at random moments of its life and started again.
 
-    Ends when there were that many kills and that many acknowledged votes."""
+    A life lasts for a random number of votes, on average ``votes / kills``, and then a random fraction of a second, so
+    that the kill meets whatever is under way. Ends when there were that many kills and acknowledged votes."""
     rng, ledger, stop = random.Random(seed), Ledger(), asyncio.Event()
     server.start()
     async with _at_work([Rater(server.port, ledger, random.Random(rng.random())) for _ in range(raters)], stop) as work:
-        done = 0
-        while done < kills:
-            await server.ready()
-            acknowledged = len(ledger.acknowledged)
-            await asyncio.sleep(rng.uniform(*life_seconds))
-            _raise_first(work)
-            # A kill counts only among votes: before it some were saved, and more are on their way.
-            while len(ledger.acknowledged) == acknowledged:
-                await asyncio.sleep(0.01)
+
+        async def saved(least: float) -> None:
+            while len(ledger.acknowledged) < least:
+                await asyncio.sleep(0.005)
                 _raise_first(work)
+                assert not all(task.done() for task in work), "the study has too few battles for so many votes"
+
+        for _ in range(kills):
+            await server.ready()
+            await saved(len(ledger.acknowledged) + 1 + rng.uniform(0, 2 * votes / kills))
+            await asyncio.sleep(rng.uniform(0, 0.1))
             server.kill()
-            done += 1
             server.start()
         await server.ready()
-        while len(ledger.acknowledged) < votes:
-            await asyncio.sleep(0.02)
-            _raise_first(work)
-            assert not all(task.done() for task in work), "the study has too few battles for so many votes"
+        await saved(votes)
         stop.set()
         await asyncio.gather(*work)
-    return Killing(ledger, done)
+    return Killing(ledger, kills)
 
 
 def _raise_first(tasks: list[asyncio.Task[None]]) -> None:

@@ -42,7 +42,7 @@ def check(server: Server, killing: Killing) -> int:
 
 
 def test_every_acknowledged_vote_outlives_the_servers_sudden_death(server: Server):
-    killing = asyncio.run(kill_under_load(server, raters=8, kills=2, votes=150, seed=1, life_seconds=(0.05, 0.4)))
+    killing = asyncio.run(kill_under_load(server, raters=8, kills=2, votes=150, seed=1))
     assert check(server, killing) >= 150 and killing.ledger.retries > 0
     assert max(killing.ledger.acknowledged.values()) > 1  # some were sent twice, and told so twice
 
@@ -50,16 +50,14 @@ def test_every_acknowledged_vote_outlives_the_servers_sudden_death(server: Serve
 @pytest.mark.slow
 @pytest.mark.parametrize("server", [{"battles": 1500, "bare": False}], indirect=True)
 def test_ten_thousand_votes_over_fifty_kills_are_all_there_once(server: Server):
-    killing = asyncio.run(
-        kill_under_load(server, raters=24, kills=SLOW_KILLS, votes=SLOW_VOTES, seed=2, life_seconds=(0.05, 2.5))
-    )
+    killing = asyncio.run(kill_under_load(server, raters=24, kills=SLOW_KILLS, votes=SLOW_VOTES, seed=2))
     votes = check(server, killing)
     print(f"{server.url.split(':')[0]}: {votes} votes, {killing.kills} kills, {killing.ledger.retries} retries")
     assert votes >= SLOW_VOTES and killing.kills == SLOW_KILLS
 
 
 def test_the_count_finds_what_it_is_there_to_find(server: Server):
-    killing = asyncio.run(kill_under_load(server, raters=2, kills=0, votes=8, seed=3, life_seconds=(0, 0)))
+    killing = asyncio.run(kill_under_load(server, raters=2, kills=0, votes=8, seed=3))
     ledger = killing.ledger
     first, second, third, *_ = ledger.sent
     database = open_database(server.url)

@@ -36,9 +36,9 @@ app.add_typer(models.align, name="align")
 app.command("compare")(circle.compare)
 app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
+app.command("worker")(worker.worker)
 app.add_typer(study.app, name="study")
 app.add_typer(account.app, name="account")
-app.command("worker")(worker.worker)
 
 INTERRUPTED = 130
 STOPPED = (

@@ -30,7 +30,7 @@ export class PairMode {
     this.deck = new Deck(page);
     this.comment = new Comment(page);
     this.reveal = new Reveal(page);
-    this.telemetry = new Telemetry(page);
+    this.telemetry = new Telemetry(page, () => this.keep());
     this.listen();
   }
 
@@ -124,7 +124,8 @@ export class PairMode {
     this.shown += 1;
     this.voteKey = this.practising ? null : this.drafts.keyOf(pair.info.id, randomKey);
     this.shownAt = performance.now();
-    this.telemetry.begin(this.practising ? null : pair.info.id);
+    if (this.practising) this.telemetry.begin(null);
+    else this.telemetry.begin(pair.info.id, draft && (draft.seq ?? 0));
     this.reveal.hide();
     this.openTrouble(false);
     ballot.form.reset();
@@ -243,7 +244,6 @@ export class PairMode {
   }
 
   restore(draft) {
-    this.telemetry.begin(this.pair.info.id, draft.seq);
     this.page.player.restoreHeard(draft.heard);
     this.comment.text = draft.comment;
     if (draft.range) this.comment.pin(draft.range);
@@ -275,7 +275,9 @@ export class PairMode {
     const { page } = this;
     page.part("trouble").hidden = !open;
     page.root.querySelector('[data-do="trouble"]').setAttribute("aria-expanded", String(open));
-    if (open) page.part("trouble").querySelector("button:enabled").focus();
+    if (!open) return;
+    this.cameFrom = document.activeElement;
+    page.part("trouble").querySelector("button:enabled").focus();
   }
 
   // ---- input -------------------------------------------------------------------------------------------------
@@ -309,7 +311,7 @@ export class PairMode {
   escape() {
     if (this.page.part("trouble").hidden) return this.deck.clearRegion();
     this.openTrouble(false);
-    this.page.root.querySelector('[data-do="trouble"]').focus();
+    this.cameFrom?.focus({ preventScroll: true });
   }
 
   key(event) {
@@ -327,10 +329,7 @@ export class PairMode {
     const mine = (act) => (event) => page.root.dataset.phase === "rate" && act(event);
     player.addEventListener("change", mine(() => this.deck.showState()));
     player.addEventListener("heard", () => page.touch());
-    player.addEventListener("log", ({ detail }) => {
-      this.telemetry.record(detail.type, detail.side, detail.position);
-      this.keep();
-    });
+    player.addEventListener("log", ({ detail }) => this.telemetry.record(detail.type, detail.side, detail.position));
   }
 
   listen() {

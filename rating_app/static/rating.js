@@ -1,0 +1,326 @@
+// The absolute rating mode: one clip after the other, listened to, rated, and handed to the outbox.
+
+import { Drafts } from "./draft.js";
+import { make } from "./elements.js";
+import { randomKey } from "./outbox.js";
+import { Scales } from "./scales.js";
+import { commonScale, drawWaveform } from "./waveform.js";
+
+const SEEK_SECONDS = 0.5;
+const AGAIN_MS = 3000;
+const KEYS = { " ": "play", Enter: "submit", ArrowLeft: "back", ArrowRight: "forward", Home: "home", l: "loop" };
+const HELP = [
+  ["Space", "play or pause"],
+  ["← →", "half a second back, forward"],
+  ["Home", "to the beginning"],
+  ["L", "loop on or off"],
+  ["Tab", "to the scales; digits type a number"],
+  ["Enter", "save the rating"],
+];
+const HTML = `
+  <div class="at-prompt">
+    <h1 id="at-rating-label">Description</h1>
+    <blockquote id="at-rating-prompt" data-at="rating-prompt"></blockquote>
+  </div>
+  <div class="at-single" role="group" aria-label="Player">
+    <div class="at-wave" role="slider" tabindex="0" aria-label="Position in the clip" aria-valuemin="0" aria-valuemax="0"
+         aria-valuenow="0"><div class="at-lane"><canvas aria-hidden="true"></canvas><i class="at-head"></i></div></div>
+    <span class="at-heard" data-at="rating-heard"></span>
+    <div class="at-transport">
+      <button type="button" class="at-play" data-do="play" data-focus aria-keyshortcuts="Space" aria-describedby="at-rating-prompt">
+        <svg viewBox="0 0 24 24" aria-hidden="true"><path class="at-when-paused" d="M7 4.5v15l13-7.5z"/>
+          <path class="at-when-playing" d="M6 4.5h4.2v15H6zM13.8 4.5H18v15h-4.2z"/></svg>
+        <span data-at="rating-play">Play</span>
+      </button>
+      <button type="button" class="at-quiet" data-do="loop" aria-pressed="true" aria-keyshortcuts="L">Loop</button>
+      <span class="at-time" data-at="rating-time"></span>
+    </div>
+  </div>
+  <form class="at-answers" data-at="rating-form" autocomplete="off" novalidate>
+    <div class="at-questions" data-at="rating-scales"></div>
+    <div class="at-send">
+      <button type="submit" class="at-primary" data-at="rating-submit" aria-describedby="at-rating-hint" disabled>Save rating</button>
+      <p class="at-hint" id="at-rating-hint" data-at="rating-hint"></p>
+    </div>
+  </form>
+  <div class="at-after" data-at="rating-after" hidden>
+    <h2>Practice</h2>
+    <p data-at="rating-lesson"></p>
+    <button type="button" class="at-primary" data-do="go-on" aria-keyshortcuts="Enter">Go on</button>
+  </div>`;
+
+export class RatingMode {
+  constructor(page) {
+    this.page = page;
+    this.item = null; // { info, buffer, scale } on the page and open for an answer
+    this.next = null; // a promise of the one after it
+    this.practising = false;
+    this.answeredElsewhere = new Set();
+    this.drafts = new Drafts();
+    this.section = page.section("rating", HTML);
+    this.section.setAttribute("aria-labelledby", "at-rating-label");
+    this.wave = this.section.querySelector(".at-wave");
+    this.scales = new Scales(page.part("rating-scales"));
+    this.scales.build(page.study.scales);
+    this.listen();
+  }
+
+  // ---- one clip after the other ------------------------------------------------------------------------------
+
+  async begin() {
+    await this.page.style("rating");
+    this.showKeys();
+    for (let item = await this.take(); item; item = await this.take()) {
+      await this.rate(item);
+      await this.page.answered();
+    }
+    this.leave();
+    await this.page.finish();
+  }
+
+  /** Clips {id, prompt, clip, lesson} with a known flaw, of which nothing is sent. */
+  async practise(clips) {
+    const { page } = this;
+    await page.style("rating");
+    const usual = page.mode;
+    page.mode = this; // clicks and keys come here
+    this.practising = true;
+    page.root.dataset.practice = "true";
+    try {
+      for (const info of clips) await this.rate(await this.load(info));
+    } finally {
+      page.mode = usual;
+      this.practising = false;
+      delete page.root.dataset.practice;
+      this.leave();
+    }
+  }
+
+  leave() {
+    this.item = this.next = null;
+    this.page.abplayer?.pause();
+  }
+
+  /** The clip that was fetched ahead, or one asked for now; null when there is none left for this rater. */
+  async take() {
+    const { next } = this;
+    this.next = null;
+    const ahead = next && (await next);
+    if (ahead?.info && !this.answeredElsewhere.has(ahead.info.id)) return ahead;
+    // None left, or no connection: what the server knows counts, once it knows our last rating.
+    if (next) await this.page.outbox.flush();
+    return this.fetch();
+  }
+
+  async fetch() {
+    const { page } = this;
+    const inHand = [this.item?.info.id, ...page.outbox.held].filter(Boolean);
+    const answer = await page.call(`/rate/item?except=${encodeURIComponent(inHand.slice(-20).join(","))}`);
+    page.pacing.update(answer.progress);
+    return answer.item && this.load(answer.item);
+  }
+
+  /** While a clip is listened to; without a connection tried again from time to time. */
+  fetchAhead() {
+    const { item } = this;
+    const next = this.fetch().catch(() => {
+      if (this.next === next) this.next = null;
+      setTimeout(() => this.item === item && !this.next && this.fetchAhead(), AGAIN_MS);
+      return null;
+    });
+    this.next = next;
+  }
+
+  async load(info) {
+    const buffer = await this.page.loadAudio(info.clip);
+    return { info, buffer, scale: commonScale([buffer]) };
+  }
+
+  rate(item) {
+    this.show(item);
+    if (!this.practising) this.fetchAhead();
+    return new Promise((resolve) => (this.resolve = resolve));
+  }
+
+  show(item) {
+    const { page } = this;
+    this.watchPlayer();
+    this.item = item;
+    this.key_ = this.practising ? null : this.drafts.keyOf(item.info.id, randomKey);
+    this.shownAt = performance.now();
+    page.part("rating-prompt").textContent = item.info.prompt;
+    page.part("rating-after").hidden = true;
+    page.part("rating-form").hidden = false;
+    this.scales.clear();
+    page.player.setClips(item.buffer);
+    const draft = this.practising ? null : this.drafts.read(item.info.id);
+    if (draft?.answers) {
+      page.player.restoreHeard(draft.heard);
+      this.scales.answers = draft.answers;
+    }
+    page.root.dataset.unlocked = "false";
+    page.phase("rating");
+    this.showState();
+  }
+
+  // ---- answers -----------------------------------------------------------------------------------------------
+
+  get missingSeconds() {
+    const { player } = this.page;
+    const needed = Math.min(this.page.study.minimum_listening_seconds, player.duration * 0.95);
+    return Math.max(0, needed - player.heardSeconds("left"));
+  }
+
+  get unlocked() {
+    return this.item !== null && this.missingSeconds < 0.001;
+  }
+
+  obstacle() {
+    if (!this.unlocked) return `Listen for ${this.missingSeconds.toFixed(1)} s`;
+    return this.scales.missing;
+  }
+
+  /** Sends the rating and goes on. A second click finds nothing to rate. */
+  async submit() {
+    const { item, page, resolve } = this;
+    if (!item || this.obstacle()) return;
+    this.item = null;
+    page.player.pause();
+    if (this.practising) {
+      await this.teach(item.info.lesson);
+      return resolve();
+    }
+    const body = {
+      item: item.info.id,
+      key: this.key_,
+      ...this.scales.answers,
+      heard: page.player.heardSeconds("left"),
+      decision_ms: Math.round(performance.now() - this.shownAt),
+    };
+    page.say("Saving…", "busy");
+    page.outbox.add("/rate/ratings", body);
+    page.tabs.tell("rated", { item: item.info.id });
+    resolve();
+  }
+
+  teach(lesson) {
+    const { page } = this;
+    page.part("rating-lesson").textContent = lesson;
+    page.part("rating-form").hidden = true;
+    page.part("rating-after").hidden = false;
+    page.part("rating-after").querySelector("button").focus({ preventScroll: true });
+    page.part("rating-after").scrollIntoView({ block: "nearest" });
+    return new Promise((resolve) => (this.goOn = resolve));
+  }
+
+  keep() {
+    if (!this.item || this.practising) return;
+    const heard = Array.from(this.page.player.heard.left);
+    this.drafts.write(this.item.info.id, { key: this.key_, answers: this.scales.answers, heard: { left: heard } });
+  }
+
+  // ---- what is shown -----------------------------------------------------------------------------------------
+
+  showState() {
+    const { player, root } = this.page;
+    root.dataset.playing = String(player.playing);
+    this.page.part("rating-play").textContent = player.playing ? "Pause" : "Play";
+    this.section.querySelector('[data-do="loop"]').setAttribute("aria-pressed", String(player.loop));
+    this.page.touch();
+  }
+
+  frame(dirty) {
+    const { page, wave } = this;
+    if (page.root.dataset.phase !== "rating") return;
+    const { position, duration, heard, buffers } = page.player;
+    page.part("rating-time").textContent = `${position.toFixed(1)} / ${duration.toFixed(1)} s`;
+    wave.querySelector(".at-head").style.left = `${duration ? (100 * position) / duration : 0}%`;
+    wave.setAttribute("aria-valuemax", duration.toFixed(1));
+    wave.setAttribute("aria-valuenow", position.toFixed(1));
+    wave.setAttribute("aria-valuetext", `${position.toFixed(1)} of ${duration.toFixed(1)} seconds`);
+    if (!dirty) return;
+    if (buffers && this.item) drawWaveform(wave.querySelector("canvas"), buffers.left, heard.left, this.item.scale);
+    const missing = this.missingSeconds;
+    page.part("rating-heard").textContent = missing >= 0.001 ? `${missing.toFixed(1)} s to hear` : "✓ heard";
+    const { unlocked } = this;
+    if (unlocked && page.root.dataset.unlocked === "false") page.say("It is heard; you can rate.");
+    page.root.dataset.unlocked = String(unlocked);
+    this.scales.lock(!unlocked);
+    const obstacle = this.item ? this.obstacle() : "";
+    page.part("rating-submit").disabled = !this.item || obstacle !== "";
+    if (page.part("rating-hint").textContent !== obstacle) page.part("rating-hint").textContent = obstacle;
+  }
+
+  /** The help's own keys instead of the A/B page's. */
+  showKeys() {
+    this.page.part("help").querySelector("dl").replaceChildren(
+      ...HELP.map(([keys, what]) => make("div", {}, make("dt", {}, ...keys.split(" ").map((key) => make("kbd", { textContent: key }))), make("dd", { textContent: what }))),
+    );
+  }
+
+  // ---- input -------------------------------------------------------------------------------------------------
+
+  act(name) {
+    const { player } = this.page;
+    if (name === "go-on") return this.goOn?.();
+    if (name === "play") return player.toggle();
+    if (name === "loop") return player.setLoop(!player.loop);
+    if (name === "back" || name === "forward") return player.seek(player.position + (name === "back" ? -1 : 1) * SEEK_SECONDS);
+    if (name === "home") return player.seek(0);
+    if (name === "submit") return this.submit();
+  }
+
+  key(event) {
+    const { key, target } = event;
+    if (this.page.root.dataset.phase !== "rating" || event.ctrlKey || event.metaKey || event.altKey) return;
+    const action = KEYS[key] ?? KEYS[key.toLowerCase()];
+    if (!action) return;
+    const isInput = target.matches?.("input");
+    // Sliders, numbers and radios keep their arrows; a focused button keeps its own Space and Enter.
+    if (isInput && (key.startsWith("Arrow") || key === "Home" || (key === " " && target.type === "radio" && !target.checked))) return;
+    if (target.matches?.("button") && (key === " " || key === "Enter")) return;
+    event.preventDefault();
+    if (event.repeat && action !== "back" && action !== "forward") return;
+    this.act(action);
+  }
+
+  seekFrom(event) {
+    const lane = this.wave.querySelector(".at-lane").getBoundingClientRect();
+    this.page.player.seek(Math.min(Math.max(0, (event.clientX - lane.left) / lane.width), 1) * this.page.player.duration, { quietly: true });
+  }
+
+  watchPlayer() {
+    const { player } = this.page;
+    if (this.watched === player) return;
+    this.watched = player;
+    const mine = (act) => () => this.page.root.dataset.phase === "rating" && act();
+    player.addEventListener("change", mine(() => this.showState()));
+    player.addEventListener("heard", mine(() => this.page.touch()));
+    player.addEventListener("log", mine(() => this.keep()));
+  }
+
+  listen() {
+    const { page, wave } = this;
+    page.part("rating-form").addEventListener("submit", (event) => (event.preventDefault(), this.submit()));
+    this.scales.addEventListener("change", () => (this.keep(), page.touch()));
+    wave.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || !this.item) return;
+      event.preventDefault();
+      wave.setPointerCapture(event.pointerId);
+      this.seekFrom(event);
+    });
+    wave.addEventListener("pointermove", (event) => wave.hasPointerCapture(event.pointerId) && this.seekFrom(event));
+    // A click with the mouse leaves the focus where it is, so that Space goes on playing and pausing.
+    this.section.querySelector(".at-single").addEventListener("pointerdown", (event) => event.target.closest("button") && event.preventDefault());
+    window.addEventListener("pagehide", () => this.keep());
+    for (const type of ["saved", "refused"]) page.outbox.addEventListener(type, ({ detail }) => detail.body.item && this.drafts.settle(detail.body.item));
+    page.tabs.addEventListener("rated", ({ detail }) => {
+      this.answeredElsewhere.add(detail.item);
+      if (this.item?.info.id !== detail.item) return;
+      this.item = null;
+      page.player.pause();
+      page.say("You rated that clip in another tab; this is the next one.");
+      this.resolve();
+    });
+  }
+}
