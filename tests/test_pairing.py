@@ -288,6 +288,17 @@ def test_battles_added_later_and_votes_of_other_processes_are_seen(sqlite_databa
         assert pools.get(s, context, strengths=False).votes(first.battle_id) == 2
 
 
+def test_a_battle_that_is_added_while_a_study_runs_is_served(sqlite_database):  # noqa: F811
+    filled = fill(sqlite_database, battles=1)
+    service = _service(sqlite_database)
+    session = service.open_session(service.enrol_rater("ann", kind=RaterKind.SIMULATED), "study")
+    assert len(_hear_all(service, session, random.Random(1))) == 1
+    new = studies.NewBattle(filled.prompts[0].id, filled.clips[0].id, filled.clips[1].id)
+    with sqlite_database.session() as s:
+        (added,) = studies.add_battles(s, filled.study_id, [new])
+    assert [pair.battle_id for pair in _hear_all(service, session, random.Random(1))] == [added.id]
+
+
 def test_a_pool_that_is_read_in_the_middle_of_a_vote_counts_it_once(sqlite_database, tmp_path):  # noqa: F811
     study = _study(sqlite_database, tmp_path, prompts=4, choice="active")
     service = _service(sqlite_database)
