@@ -305,7 +305,8 @@ class VoteService:
                     pairs_here=standing.pairs_here + 1,
                     normal=standing.normal + (pair.battle_kind in kinds),
                 )
-            progress = serving.progress_of(s, self._pools, pair.session, standing)
+            # A pool that is read only now holds this vote already.
+            progress = serving.progress_of(s, self._pools, replace(pair.session, newest_vote=new.id), standing)
         self._pools.note(
             pair.study_id, pair.battle_id, new.id, outcome=Outcome(draft.outcome),
             before=None if before is None else before.outcome, left_is_clip_1=pair.left_is_clip_1,

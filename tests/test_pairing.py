@@ -288,6 +288,32 @@ def test_battles_added_later_and_votes_of_other_processes_are_seen(sqlite_databa
         assert pools.get(s, context, strengths=False).votes(first.battle_id) == 2
 
 
+def test_a_battle_that_is_added_while_a_study_runs_is_served(sqlite_database):  # noqa: F811
+    filled = fill(sqlite_database, battles=1)
+    service = _service(sqlite_database)
+    session = service.open_session(service.enrol_rater("ann", kind=RaterKind.SIMULATED), "study")
+    assert len(_hear_all(service, session, random.Random(1))) == 1
+    new = studies.NewBattle(filled.prompts[0].id, filled.clips[0].id, filled.clips[1].id)
+    with sqlite_database.session() as s:
+        (added,) = studies.add_battles(s, filled.study_id, [new])
+    assert [pair.battle_id for pair in _hear_all(service, session, random.Random(1))] == [added.id]
+
+
+def test_a_pool_that_is_read_in_the_middle_of_a_vote_counts_it_once(sqlite_database, tmp_path):  # noqa: F811
+    study = _study(sqlite_database, tmp_path, prompts=4, choice="active")
+    service = _service(sqlite_database)
+    session = _session(service, "ann")
+    pair = service.next_assignment(session, rng=random.Random(1))
+    # As after a restart: the first thing that happens is a vote.
+    Pools._known.pop(sqlite_database)
+    service = _service(sqlite_database)
+    _vote(service, session, pair)
+    with sqlite_database.session(write=False) as s:
+        pool = Pools.of(sqlite_database).get(s, vote_path.session_context(s, session), strengths=True)
+    assert pool.votes(pair.battle_id) == 1 and sum(pool.results[0]) == 1
+    assert pool.count() == 4 and study.rules["choice"] == "active"
+
+
 def test_a_correction_counts_once_for_the_strengths(sqlite_database, tmp_path):  # noqa: F811
     _study(sqlite_database, tmp_path, prompts=4, choice="active")
     service = _service(sqlite_database)

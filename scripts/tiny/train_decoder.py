@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--short", type=float, default=0.35, help="share of the time on half-length stretches")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=BUILD / "decoder.pt")
-    parser.add_argument("--init", type=Path, help="a model of the same shape to start from, when there is no checkpoint")
+    parser.add_argument("--init", type=Path, help="a model of this shape to start from, without a checkpoint")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     codec = EncodecModel.from_pretrained(BUILD / "codec").eval()
