@@ -5,7 +5,7 @@
 
 Everything goes over HTTP to real server processes; the clients share the machine with them. On each database: raters
 at study pace; closed-loop clients at full speed, our route and the queue in turns; the server's memory over many
-sessions; and at the end every vote held against what was sent. docs/performance.md says what is timed.
+sessions; and at the end every vote held against what was sent. docs/performance-votes.md says what is timed.
 """
 
 from __future__ import annotations

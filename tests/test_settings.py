@@ -50,6 +50,7 @@ def test_production_takes_a_long_secret_postgresql_and_a_proxy(environment):
         ({"ATTUNE_SECRET": ""}, "ATTUNE_SECRET is not set, and the default is known to everybody; make one with"),
         ({"ATTUNE_SECRET": DEVELOPMENT_SECRET}, "ATTUNE_SECRET is not set"),
         ({"ATTUNE_SECRET": "short"}, "ATTUNE_SECRET can be guessed: it has 5 characters"),
+        ({"ATTUNE_SECRET": "abcdefghijklmnopqrst0123456789-"}, "it has 31 characters, 31 of them different"),
         ({"ATTUNE_SECRET": "ab" * 40}, "it has 80 characters, 2 of them different"),
         ({"ATTUNE_DATABASE": "data/attune.db"}, "The database is SQLite; give --database postgresql"),
         ({"ATTUNE_METRICS_TOKEN": "short"}, "ATTUNE_METRICS_TOKEN has fewer than 16 characters"),
