@@ -17,7 +17,7 @@ from alignment.db import listening, ratings, vote_path
 from alignment.db.engine import Database
 from alignment.domain import BattleKind, RatingAssignment, RatingDraft, RatingReceipt, SessionProgress
 from alignment.errors import AssignmentExpired, ListeningTooShort, NotFoundError, VoteRejected
-from alignment.listening_credit import TICK_SECONDS, room
+from alignment.listening_credit import TICK_SECONDS, needed_seconds, room
 from alignment.pairing import Pool
 from alignment.serving import POOLS_KEPT, rules_from
 from alignment.studies import StudyRecipe
@@ -114,7 +114,7 @@ class AbsoluteRatings:
                 raise VoteRejected("You have rated this clip already; load the next one.")
             _check_scales(draft, rules)
             heard = self._heard(s, context, served, draft, now)
-            needed = min(context.minimum_listening_seconds, served.clip_seconds)
+            needed = needed_seconds(context.minimum_listening_seconds, served.clip_seconds)
             if heard + TICK_SECONDS < needed:
                 raise ListeningTooShort(f"You heard {heard:.1f} s of the clip; please hear at least {needed:g} s.")
             new = ratings.insert_rating(

@@ -22,6 +22,8 @@ from typing import Any
 from alignment.domain import Side
 
 TICK_SECONDS = 0.05
+# A clip shorter than the minimum is heard when this much of it was: its last tick may never sound.
+WHOLE = 0.95
 RATERS_KEPT = 1024
 
 
@@ -42,6 +44,11 @@ def room(claims: Iterable[tuple[float, datetime]], *, since: datetime, now: date
         later += taken
         most = min(most, (now - sent).total_seconds() - later)
     return most + slack_seconds
+
+
+def needed_seconds(minimum: float, clip_seconds: float) -> float:
+    """Distinct seconds of a clip to be heard before judging it."""
+    return min(minimum, WHOLE * clip_seconds)
 
 
 def capped(left: float, right: float, allowed: float) -> tuple[float, float]:

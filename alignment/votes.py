@@ -45,7 +45,7 @@ from alignment.errors import (
     NotFoundError,
     VoteRejected,
 )
-from alignment.listening_credit import TICK_SECONDS, Event, Ledger, capped, coverage, room
+from alignment.listening_credit import TICK_SECONDS, Event, Ledger, capped, coverage, needed_seconds, room
 from alignment.serving import Pools
 from alignment.studies import StudyRecipe, rules_of
 
@@ -492,7 +492,7 @@ def _check_listening(pair: vote_path.VoteContext, draft: VoteDraft) -> None:
             raise ListeningTooShort(f"Please hear at least {needed:g} s of the {side.value} clip that is broken.")
         return
     for side, seconds, length in zip(Side, heard, pair.seconds, strict=True):
-        needed = min(pair.minimum_listening_seconds, length)
+        needed = needed_seconds(pair.minimum_listening_seconds, length)
         if seconds + TICK_SECONDS < needed:
             raise ListeningTooShort(
                 f"You heard {seconds:.1f} s of the {side.value} clip; please hear at least {needed:g} s of both."

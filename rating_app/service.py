@@ -73,7 +73,6 @@ class RatingService:
         self.rng = rng or random.SystemRandom()
         self._lock = Lock()
         self._heard: OrderedDict[uuid.UUID, _Heard] = OrderedDict()
-        self._fetched: OrderedDict[tuple[uuid.UUID, Side], None] = OrderedDict()
         self._twins: OrderedDict[tuple[str, str], dict[str, bytes]] = OrderedDict()
         self._twins_bytes = 0
         self._demo: dict[tuple[str, ...], bool] = {}
@@ -176,17 +175,8 @@ class RatingService:
             raise NotFoundError("This pair was not served to this session.")
         data = self._clips(heard.audio)[heard.audio[0 if side is Side.LEFT else 1]]
         if sent:
-            self._note_fetched(session_id, assignment_id, side)
+            self.votes.note_fetched(session_id, assignment_id, side)
         return data
-
-    def _note_fetched(self, session_id: uuid.UUID, assignment_id: uuid.UUID, side: Side) -> None:
-        """Only the first time counts, so only that is written."""
-        with self._lock:
-            if (assignment_id, side) in self._fetched:
-                return
-        self.votes.note_fetched(session_id, assignment_id, side)
-        with self._lock:
-            _remember(self._fetched, (assignment_id, side), None)
 
     def _listen_to(self, assignment: Assignment) -> _Heard:
         with self._lock:
@@ -200,7 +190,9 @@ class RatingService:
             (clips[assignment.left_clip_id].audio_sha256, clips[assignment.right_clip_id].audio_sha256),
         )
         with self._lock:
-            _remember(self._heard, assignment.id, heard)
+            self._heard[assignment.id] = heard
+            while len(self._heard) > REMEMBERED_PAIRS:
+                self._heard.popitem(last=False)
         return heard
 
     def _clips(self, audio: tuple[str, str]) -> dict[str, bytes]:
@@ -235,9 +227,3 @@ class RatingService:
     def reveal(self, session_id: uuid.UUID, assignment_id: uuid.UUID) -> dict[str, str]:
         """Raises VoteRejected before the vote is stored, or when the study does not reveal."""
         return self.votes.reveal(session_id, assignment_id)
-
-
-def _remember(memory: OrderedDict, key: object, value: object) -> None:
-    memory[key] = value
-    while len(memory) > REMEMBERED_PAIRS:
-        memory.popitem(last=False)

@@ -165,6 +165,15 @@ def next_pair(client: TestClient, *held: dict, fetched: bool = True, **options: 
     return pair
 
 
+def listened() -> list[dict]:
+    """What a player tells that played the left clip once and then the right one."""
+    told = (("play", "left", 0.0), ("switch", "right", 0.0), ("pause", "right", 0.0))
+    return [
+        {"seq": seq, "type": type, "side": side, "position": position, "at_ms": 1000 * (seq + 1)}
+        for seq, (type, side, position) in enumerate(told)
+    ]
+
+
 def a_vote(pair: dict, key: str = "0" * 32, **changes: object) -> dict:
     """The JSON of a vote by someone who heard both clips."""
     return {

@@ -10,11 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from app_support import BROWSER_ARGUMENTS
+from app_support import BROWSER_ARGUMENTS, CONSENT
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-PATIENCE_MS = 60_000  # on a busy machine; nothing waits longer than it must
+PATIENCE_MS = int(os.environ.get("ATTUNE_BROWSER_PATIENCE_MS", 60_000))  # on a busy machine; nothing waits longer than it must
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1180, "height": 960}
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
@@ -49,12 +49,12 @@ def visitor(browser: sync_api.Browser, address: str, **options: object) -> Itera
         context.close()
 
 
-def start(page: sync_api.Page, path: str = "/", *, phase: str = "rate") -> None:
-    """Opens the study, agrees, skips the preparation, and waits for the first pair."""
-    page.goto(path)
-    page.check('[data-at="consent"]')
-    page.click('[data-at="next"]')
-    page.click('[data-at="start"]')
+def start(page: sync_api.Page, study: str | None = None, *, phase: str = "rate") -> None:
+    """Opens the study with a session that has been begun already, and waits for the first pair (or this phase)."""
+    about = {"study": study} if study else {}
+    answer = page.request.post("/rate/session", data={**CONSENT, **about})
+    assert answer.ok, answer.text()
+    page.goto(f"/?study={study}" if study else "/")
     page.wait_for_selector(f'#attune[data-phase="{phase}"]')
 
 
@@ -76,10 +76,14 @@ def hear_both(page: sync_api.Page) -> None:
     for _ in range(2):
         side = page.get_attribute("#attune", "data-side")
         page.wait_for_function("side => window.attune.pairs.missingSeconds(side) === 0", arg=side)
-        page.keyboard.press("2" if side == "left" else "1")
+        switch_side(page)
     page.wait_for_selector('#attune[data-unlocked="true"]')
     page.keyboard.press("Space")
     page.wait_for_selector('#attune[data-playing="false"]')
+
+
+def switch_side(page: sync_api.Page) -> None:
+    page.keyboard.press("2" if page.get_attribute("#attune", "data-side") == "left" else "1")
 
 
 def answer(page: sync_api.Page, letter: str) -> None:
@@ -92,6 +96,15 @@ def answer(page: sync_api.Page, letter: str) -> None:
 
 def wait_until_saved(page: sync_api.Page) -> None:
     page.wait_for_function("window.attune.outbox.empty")
+
+
+def rate(page: sync_api.Page, letter: str) -> str:
+    """Hears, answers and votes; the id of the pair that was voted on."""
+    voted = pair_id(page)
+    hear_both(page)
+    answer(page, letter)
+    page.keyboard.press("Enter")
+    return voted
 
 
 def serious_faults(page: sync_api.Page) -> list[str]:

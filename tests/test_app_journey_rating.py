@@ -191,7 +191,7 @@ def test_a_prompt_is_shown_as_text_and_never_run(page):
 
 
 def test_a_session_has_its_break_its_end_and_its_summary(page):
-    start(page, "/?study=short", phase="rating")
+    start(page, "short", phase="rating")
     assert page.query_selector('[data-scale="quality"]') is None  # the study asks one scale only
     for last in (False, True):
         shown = item_id(page)

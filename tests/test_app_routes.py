@@ -20,6 +20,7 @@ from app_support import (
     a_vote,
     client_of,
     fake_music,
+    listened,
     next_pair,
     open_site,
 )
@@ -81,8 +82,7 @@ def test_a_vote_reaches_the_database_as_it_was_cast(site, clock):
     client = client_of(site)
     pair = next_pair(client)
     clock.pass_seconds(5)
-    events = [{"seq": 0, "side": "left", "type": "play", "position": 0.0, "at_ms": 1}]
-    answer = client.post("/rate/votes", json=a_vote(pair, comment="<b>more bass</b>", events=events))
+    answer = client.post("/rate/votes", json=a_vote(pair, comment="<b>more bass</b>", events=listened()))
     assert answer.status_code == 200
     assert answer.json() == {"saved": True, "repeated": False, "progress": {"done": 1, "available": len(PROMPTS) - 1}}
     (vote,) = site.votes()
@@ -132,6 +132,18 @@ def test_nobody_is_believed_to_have_heard_more_than_the_time_since_the_clips_wer
     clock.pass_seconds(0.1)  # with half a second of slack 0.6 s count, 0.3 s a side; 0.4 s are needed
     assert client.post("/rate/votes", json=a_vote(pair)).status_code == 409
     clock.pass_seconds(0.4)
+    assert client.post("/rate/votes", json=a_vote(pair)).status_code == 200
+
+
+def test_a_clip_that_was_never_sent_cannot_have_been_heard(site, clock):
+    client = client_of(site)
+    pair = next_pair(client, fetched=False)
+    client.get(pair["clips"]["left"])
+    client.head(pair["clips"]["right"])
+    clock.pass_seconds(60)
+    assert client.post("/rate/votes", json=a_vote(pair)).status_code == 409
+    client.get(pair["clips"]["right"])
+    clock.pass_seconds(5)
     assert client.post("/rate/votes", json=a_vote(pair)).status_code == 200
 
 

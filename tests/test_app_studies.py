@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from app_support import CONSENT, Clock, Site, a_vote, client_of, next_pair, open_site
+from app_support import CONSENT, Clock, Site, a_vote, client_of, listened, next_pair, open_site
 from fastapi.testclient import TestClient
 
 from alignment.db.engine import Database
@@ -212,8 +212,7 @@ def test_a_vote_and_a_clip_cost_few_transactions(site, clock, monkeypatch):
     assert seen == [True]  # and no second note
     clock.pass_seconds(5)
     seen.clear()
-    events = [{"seq": 0, "side": "left", "type": "play", "position": 0.0, "at_ms": 1}]
-    assert client.post("/rate/votes", json=a_vote(pair, events=events)).status_code == 200
+    assert client.post("/rate/votes", json=a_vote(pair, events=listened())).status_code == 200
     assert seen == [True]  # vote, events and the new count in one
 
 

@@ -190,11 +190,11 @@ export class ABPlayer extends EventTarget {
     return this.playing ? this.pause() : this.play();
   }
 
-  /** Goes to a moment, at most to the ends of the loop. `quietly`: one of many steps of a drag, not logged. */
-  seek(seconds, { quietly = false } = {}) {
+  /** Goes to a moment, at most to the ends of the loop. */
+  seek(seconds) {
     if (!this.buffers) return;
     this.moveTo(seconds);
-    if (!quietly) this.log("seek");
+    this.log("seek");
     this.emit("change");
   }
 
@@ -231,7 +231,7 @@ export class ABPlayer extends EventTarget {
   }
 
   /** Loops between two moments; null loops the whole clip again. The playhead stays where it is if that is inside. */
-  setRegion(region, { quietly = false } = {}) {
+  setRegion(region) {
     if (!this.buffers) return;
     const { position } = this;
     if (this.voice) this.count();
@@ -239,7 +239,7 @@ export class ABPlayer extends EventTarget {
     if (region) this.loop = true;
     const { start, end } = this.span;
     this.moveTo(position >= start && position < end ? position : start);
-    if (!quietly) this.log("loop");
+    this.log("loop");
     this.emit("change");
   }
 

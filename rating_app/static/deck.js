@@ -87,7 +87,8 @@ export class Deck {
 
   /** Once per screen frame: the playhead, and with `dirty` the waveforms. */
   frame(dirty) {
-    const { position, duration, heard, buffers } = this.player;
+    const { duration, heard, buffers } = this.player;
+    const position = this.drag?.kind === "seek" && this.drag.moved ? this.drag.at : this.player.position;
     this.page.part("time").textContent = `${position.toFixed(1)} / ${duration.toFixed(1)} s`;
     for (const side of SIDES) {
       const wave = this.wave(side);
@@ -170,8 +171,8 @@ export class Deck {
       this.player.switchTo(wave.closest(".at-track").dataset.side);
       const { region } = this.player;
       if (region && (at < region.start || at > region.end)) this.player.setRegion(null);
-      this.player.seek(at, { quietly: true });
-      this.drag = { kind: "seek", at };
+      this.player.seek(at);
+      this.drag = { kind: "seek", at, moved: false };
     }
     this.element.setPointerCapture(event.pointerId);
   }
@@ -180,9 +181,11 @@ export class Deck {
     const { drag } = this;
     if (!drag) return;
     const at = this.secondsAt(event);
-    if (drag.kind === "seek" && Math.abs(at - drag.at) > 0.02) {
+    if (drag.kind === "seek") {
+      // The playhead follows the pointer; the sound jumps once, when it is let go.
+      drag.moved ||= Math.abs(at - drag.at) > this.player.duration / 100;
       drag.at = at;
-      this.player.seek(at, { quietly: true });
+      this.page.touch();
     } else if (drag.kind === "region") {
       drag.moved ||= Math.abs(at - drag.anchor) > this.player.duration / 100;
       if (drag.moved) drag.region = { start: Math.min(at, drag.anchor), end: Math.max(at, drag.anchor) };
@@ -193,7 +196,7 @@ export class Deck {
   release() {
     const { drag } = this;
     this.drag = null;
-    if (drag?.kind === "seek") this.player.log("seek");
+    if (drag?.kind === "seek" && drag.moved) this.player.seek(drag.at);
     if (drag?.kind === "region" && drag.region) this.setRegion(drag.region);
     else if (drag?.kind === "region" && !drag.moved) this.clearRegion();
     else this.showRegion();

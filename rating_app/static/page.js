@@ -89,7 +89,7 @@ export class Page {
 
   /** Consent and everything else that comes before the first session; asked again until the server has taken it. */
   async enrol() {
-    const { runOnboarding } = await import("./onboarding.js").catch(() => import("./welcome.js"));
+    const { runOnboarding } = await import("./onboarding.js");
     const body = await runOnboarding(this, this.study);
     this.join(await call("/rate/session", { ...body, ...this.address }));
   }

@@ -30,7 +30,7 @@ export class PairMode {
     this.deck = new Deck(page);
     this.comment = new Comment(page);
     this.reveal = new Reveal(page);
-    this.telemetry = new Telemetry(page);
+    this.telemetry = new Telemetry(page, () => this.keep());
     this.listen();
   }
 
@@ -119,11 +119,13 @@ export class PairMode {
   show(pair) {
     const { page, ballot } = this;
     this.watchPlayer();
+    const draft = this.practising ? null : this.drafts.read(pair.info.id);
     this.pair = pair;
     this.shown += 1;
     this.voteKey = this.practising ? null : this.drafts.keyOf(pair.info.id, randomKey);
     this.shownAt = performance.now();
-    this.telemetry.begin(this.practising ? null : pair.info.id);
+    if (this.practising) this.telemetry.begin(null);
+    else this.telemetry.begin(pair.info.id, draft && (draft.seq ?? 0));
     this.reveal.hide();
     this.openTrouble(false);
     ballot.form.reset();
@@ -133,7 +135,7 @@ export class PairMode {
     page.player.setClips(pair.buffers.left, pair.buffers.right, pair.info.first_side);
     this.deck.show(pair.scale);
     this.comment.pin(null);
-    this.restore();
+    if (draft?.answers) this.restore(draft);
     page.phase("rate");
     page.touch();
     performance.measure("attune-pair-shown", { start: performance.getEntriesByName("attune-vote").at(-1)?.startTime ?? this.shownAt });
@@ -241,10 +243,7 @@ export class PairMode {
     });
   }
 
-  restore() {
-    const draft = this.practising ? null : this.drafts.read(this.pair.info.id);
-    if (!draft?.answers) return;
-    this.telemetry.begin(this.pair.info.id, draft.seq);
+  restore(draft) {
     this.page.player.restoreHeard(draft.heard);
     this.comment.text = draft.comment;
     if (draft.range) this.comment.pin(draft.range);
@@ -276,7 +275,9 @@ export class PairMode {
     const { page } = this;
     page.part("trouble").hidden = !open;
     page.root.querySelector('[data-do="trouble"]').setAttribute("aria-expanded", String(open));
-    if (open) page.part("trouble").querySelector("button:enabled").focus();
+    if (!open) return;
+    this.cameFrom = document.activeElement;
+    page.part("trouble").querySelector("button:enabled").focus();
   }
 
   // ---- input -------------------------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ export class PairMode {
   escape() {
     if (this.page.part("trouble").hidden) return this.deck.clearRegion();
     this.openTrouble(false);
-    this.page.root.querySelector('[data-do="trouble"]').focus();
+    this.cameFrom?.focus({ preventScroll: true });
   }
 
   key(event) {
@@ -328,10 +329,7 @@ export class PairMode {
     const mine = (act) => (event) => page.root.dataset.phase === "rate" && act(event);
     player.addEventListener("change", mine(() => this.deck.showState()));
     player.addEventListener("heard", () => page.touch());
-    player.addEventListener("log", ({ detail }) => {
-      this.telemetry.record(detail.type, detail.side, detail.position);
-      this.keep();
-    });
+    player.addEventListener("log", ({ detail }) => this.telemetry.record(detail.type, detail.side, detail.position));
   }
 
   listen() {

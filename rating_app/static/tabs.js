@@ -11,9 +11,14 @@ export class Tabs extends EventTarget {
     this.channel?.postMessage({ type, ...about });
   }
 
-  /** Pauses this player whenever another tab's begins. */
+  /** Pauses this player whenever another tab's begins after it. */
   mind(player) {
-    player.addEventListener("log", ({ detail }) => detail.type === "play" && this.tell("playing"));
-    this.addEventListener("playing", () => player.pause());
+    let began = 0;
+    player.addEventListener("log", ({ detail }) => {
+      if (detail.type !== "play") return;
+      began = performance.timeOrigin + performance.now();
+      this.tell("playing", { at: began });
+    });
+    this.addEventListener("playing", ({ detail }) => detail.at > began && player.pause());
   }
 }

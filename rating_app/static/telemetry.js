@@ -4,8 +4,10 @@ const EVERY_MS = 4000;
 export const MOST_EVENTS = 200; // in one request
 
 export class Telemetry {
-  constructor(page) {
+  /** `booked` is called after every event. */
+  constructor(page, booked) {
     this.page = page;
+    this.booked = booked;
     this.pair = null;
     this.events = [];
     this.seq = 0;
@@ -15,16 +17,18 @@ export class Telemetry {
     window.addEventListener("blur", () => page.abplayer && this.record("blur", page.abplayer.side, page.abplayer.position));
   }
 
-  /** Events are booked on this pair from now on; null books none. */
-  begin(pair, seq = 0) {
+  /** Events are booked on this pair from now on; null books none. A pair that another tab may have open too, or that
+   *  was open before, goes on after a gap: no number stands for two events, and the gap says that some may be missing. */
+  begin(pair, seenBefore = null) {
     this.pair = pair;
     this.events = [];
-    this.seq = seq;
+    this.seq = seenBefore === null ? 0 : seenBefore + 100 + Math.floor(Math.random() * 5000);
   }
 
   record(type, side, position) {
     if (!this.pair) return;
     this.events.push({ seq: this.seq++, type, side, position: Math.round(position * 1000) / 1000, at_ms: Date.now() });
+    this.booked();
   }
 
   /** The events that a vote takes along. Without a connection for very long the oldest are dropped, never the vote. */
