@@ -47,7 +47,7 @@ def type_prompt(page, text: str) -> None:
 
 
 def stage(page, words: str) -> None:
-    page.wait_for_function("words => window.attune.part('arena-stage').textContent.includes(words)", arg=words)
+    page.wait_for_function("words => window.attune?.part('arena-stage')?.textContent.includes(words)", arg=words)
 
 
 def sung(page, site: Site) -> FakeWorker:
