@@ -161,7 +161,7 @@ def test_a_session_cannot_be_forged_stretched_or_signed_with_the_raters_key(sqli
     for forged in (
         None, "", ".".join((version, account, nonce, str(int(expires) + 1), signature)),
         ".".join((version, account, "0" * 32, expires, signature)), SessionSigner("other").open(olga),
-        Tokens("secret").cookie(RaterCookie(nonce, olga.id)),
+        Tokens("secret").cookie(RaterCookie(nonce, (olga.id,))),
     ):  # fmt: skip
         assert signer.read(forged, accounts.get) is None
     token = signer.form_token(nonce)
