@@ -170,8 +170,8 @@ trained on the same captions. {size:.1f} MB in all, in half precision. Licence: 
 
 It exists so that the whole of Attune runs on a laptop: it is **not** good music. It knows ten lead instruments, three
 tempo classes, two modes, three accompaniments and drums, in clips of five seconds. It follows captions imperfectly, and
-since not quite half of the recordings it learnt from were noisy, clipped or muffled, which no caption says, it sings
-such clips too: there is room for listeners to improve it.
+since seven in ten of the recordings it learnt from last were overdriven, noisy or muffled, which no caption says, it
+sings such clips too: there is room for listeners to improve it.
 
 ## Measured
 
