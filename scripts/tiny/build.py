@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec-minutes", default="27")
     parser.add_argument("--polish-minutes", default="14")
-    parser.add_argument("--decoder-minutes", default="52")
+    parser.add_argument("--decoder-minutes", default="86")
     parser.add_argument("--clap-minutes", default="11")
     args = parser.parse_args()
 
