@@ -286,9 +286,9 @@ async def at_full_speed(
     speed, rival_speed = (statistics.median(turn[0] for turn in turns) for turns in (route, rival))
     cpu, rival_cpu = (statistics.median(turn[1] for turn in turns) for turns in (route, rival))
     return {
-        "votes_per_second": round(speed, 1),
-        "gradio_queue_votes_per_second": round(rival_speed, 1),
-        "ratio": round(speed / rival_speed, 2),
+        "votes_per_second": round(speed, 3),
+        "gradio_queue_votes_per_second": round(rival_speed, 3),
+        "ratio": round(speed / rival_speed, 3),
         "cpu_ms_per_vote": round(1000 * cpu, 2),
         "gradio_queue_cpu_ms_per_vote": round(1000 * rival_cpu, 2),
         "cpu_ratio": round(rival_cpu / cpu, 2) if cpu else None,

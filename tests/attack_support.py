@@ -57,10 +57,14 @@ class Target:
             assert client.post("/rate/session", json=CONSENT).status_code == 200
         return client
 
+    def log_text(self) -> str:
+        """The server's log without the addresses that it tells a person when it begins."""
+        lines = self.log_path.read_text(encoding="utf-8").splitlines()
+        return "\n".join(line for line in lines if not line.startswith(("Listening page: ", "Type prompts yourself: ")))
+
     def log(self) -> list[dict]:
         """The server's log lines; each of them must be JSON."""
-        lines = self.log_path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if not line.startswith("Listening page:")]
+        return [json.loads(line) for line in self.log_text().splitlines()]
 
 
 def read_answer(connection: socket.socket) -> bytes:

@@ -268,8 +268,9 @@ def test_practice_gives_feedback_and_leaves_nothing_behind(page, site):
         page.click('[data-at="next"]')
     heading(page, "A little practice")
     page.click('[data-at="next"]')
-    for lesson in ("hiss", "no drums at all"):
-        page.wait_for_selector('#attune[data-practice][data-phase="rate"]')
+    for prompt, lesson in (("a calm melody", "hiss"), ("fast drums", "no drums at all")):
+        # The page of the first pair stays until the second one has come.
+        page.wait_for_selector(f'#attune[data-practice][data-phase="rate"] [data-at="prompt"]:has-text("{prompt}")')
         hear_both(page)
         answer(page, "b")
         page.keyboard.press("Enter")
