@@ -117,14 +117,16 @@ class AbsoluteRatings:
             needed = needed_seconds(context.minimum_listening_seconds, served.clip_seconds)
             if heard + TICK_SECONDS < needed:
                 raise ListeningTooShort(f"You heard {heard:.1f} s of the clip; please hear at least {needed:g} s.")
+            with self._guard:
+                tallies = self._pools.get(context.study_id)
             new = ratings.insert_rating(
                 s, draft, session_id=session_id, clip_id=served.assignment.clip_id, heard_seconds=heard, now=now
             )
             progress = self._progress(s, context, rules, session_id)
         with self._guard:
-            known = self._pools.get(context.study_id)
-            if known is not None:
-                known[1].note_vote(served.assignment.item_id)
+            # Tallies that were read since hold this rating already.
+            if tallies is not None and self._pools.get(context.study_id) is tallies:
+                tallies[1].note_vote(served.assignment.item_id)
         return RatingReceipt(new, draft.assignment_id, now, False, progress)
 
     def progress(self, session_id: uuid.UUID) -> SessionProgress:

@@ -208,7 +208,8 @@ def _ordinary(pool: Pool, policy: str, rng: random.Random, without: Collection[u
 def _kind(s, pool, context, rules, rng, without):
     """(kind of the next pair, its chance, the pairs that may come again)."""
     shares = {
-        BattleKind.REPEAT: rules.shares.repeats,
+        # Whoever was told which version was which does not hear the pair blind a second time.
+        BattleKind.REPEAT: 0.0 if context.reveal else rules.shares.repeats,
         BattleKind.GOLD: rules.shares.gold,
         BattleKind.ANCHOR: rules.shares.anchors,
     }

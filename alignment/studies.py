@@ -37,7 +37,7 @@ CONSENT_TEXT = (
 class Shares(Recipe):
     """Parts of what a session hears that check the rater instead of the versions; drawn at random among the rest."""
 
-    repeats: float = Field(0.0, ge=0, le=0.5, description="pairs heard before, sides swapped")
+    repeats: float = Field(0.0, ge=0, le=0.5, description="pairs heard before, sides swapped; none under reveal")
     gold: float = Field(0.0, ge=0, le=0.5, description="pairs with a known winner")
     anchors: float = Field(0.0, ge=0, le=0.5, description="pairs of a clip and its low anchor (BS.1534: low-passed)")
 
@@ -295,7 +295,7 @@ def _checks(
     """Gold and anchor battles, as many as a rater who hears every pair meets by their shares."""
     normal = max(1 - shares.gold - shares.anchors - shares.repeats, 0.5)
     wanted = {
-        kind: min(MOST_CHECKS, math.ceil(share * len(pairs) / normal))
+        kind: min(MOST_CHECKS, _whole(share * len(pairs) / normal))
         for kind, share in ((BattleKind.GOLD, shares.gold), (BattleKind.ANCHOR, shares.anchors))
     }
     made = [
@@ -335,6 +335,11 @@ def _checks(
     return made
 
 
+def _whole(checks: float) -> int:
+    """The next whole number; 4.000000000000001 (0.4 * 6 / 0.6 in floats) is 4."""
+    return math.ceil(round(checks, 9))
+
+
 def _items(
     database: Database,
     store: ClipStore,
@@ -358,7 +363,7 @@ def _items(
         (clip.prompt_id, clip.id, "reference" if clip.source is ClipSource.EXTERNAL else "normal") for clip in chosen
     ]
     if recipe.shares.anchors:
-        count = min(MOST_CHECKS, math.ceil(recipe.shares.anchors * len(chosen) / (1 - recipe.shares.anchors)))
+        count = min(MOST_CHECKS, _whole(recipe.shares.anchors * len(chosen) / (1 - recipe.shares.anchors)))
         made = anchors.add_low_anchors(database, store, rng.sample(chosen, min(count, len(chosen))))
         items += [(one.anchor.prompt_id, one.anchor.id, "anchor") for one in made]
     rng.shuffle(items)

@@ -13,6 +13,7 @@ from alignment.db.ratings import get_served
 from alignment.domain import RatingDraft, Side
 from rating_app.bodies import Body, IdempotencyKey, Seconds
 from rating_app.flac import twins
+from rating_app.perimeter import note_of
 from rating_app.routes import Service, Session, progress_json, session_of, sessions_of, tokens_of
 from rating_app.sending import NO_STORE, audio_answer
 from rating_app.service import RatingService
@@ -63,7 +64,7 @@ def item_clip(token: str, request: Request, service: Service) -> Response:
 
 
 @router.post("/rate/ratings")
-def rate(body: RatingRequest, service: Service, session_id: Session) -> Response:
+def rate(body: RatingRequest, request: Request, service: Service, session_id: Session) -> Response:
     """Records the rating; answers after the commit and never before."""
     receipt = service.votes.record_rating(
         session_id,
@@ -77,6 +78,7 @@ def rate(body: RatingRequest, service: Service, session_id: Session) -> Response
             decision_ms=body.decision_ms,
         ),
     )
+    note_of(request.scope).receipt = "repeated" if receipt.repeated else "saved"
     answer = {"saved": True, "repeated": receipt.repeated, "progress": progress_json(receipt.progress)}
     return JSONResponse(answer, headers=NO_STORE)
 

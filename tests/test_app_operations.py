@@ -92,6 +92,19 @@ def test_the_figures_count_votes_refusals_repeats_sessions_and_database_errors(s
     assert found['attune_free_bytes{place="database"}'] > 0
 
 
+def test_a_rating_is_counted_among_what_was_saved_like_a_vote(site: Site):
+    site.add_study("single", mode="rating", minimum_listening_seconds=0)
+    client = client_of(site, started=False)
+    assert client.post("/rate/session", json={**CONSENT, "study": "single"}).status_code == 200
+    item = client.get("/rate/item").json()["item"]
+    client.get(item["clip"])
+    body = {"item": item["id"], "key": "0" * 32, "quality": 50, "relevance": 50, "heard": 1.0}
+    for _ in range(2):
+        assert client.post("/rate/ratings", json=body).status_code == 200
+    found = figures(site)
+    assert (found["attune_votes_saved_total"], found["attune_receipts_repeated_total"]) == (1, 1)
+
+
 @pytest.mark.parametrize("given", [None, "", "Bearer", f"Bearer {TOKEN}x", f"bearer {TOKEN}", f"Basic {TOKEN}"])
 def test_figures_are_not_there_without_the_token(site: Site, given: str | None):
     headers = {} if given is None else {"Authorization": given}

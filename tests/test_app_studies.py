@@ -107,6 +107,11 @@ def test_a_study_by_invitation_opens_with_its_link_only_and_the_browser_that_was
     assert stranger.post("/rate/session", json={**CONSENT, "invite": link}).status_code == 409
     for address in ({"invite": link}, {"study": "closed-circle"}, {}):
         assert state_of(guest, **address)["session"] is True
+    # Who stops and later goes on is not sent away.
+    for address in ({"invite": link}, {"study": "closed-circle"}):
+        assert guest.post("/rate/finish", json={}).json()["available"] > 0
+        assert state_of(guest, **address)["problem"] is None
+        assert join(guest, **address)["session"] is True
 
 
 def test_two_tabs_with_two_studies_each_keep_their_own_session(site, clock):

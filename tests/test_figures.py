@@ -16,7 +16,7 @@ from alignment.db.figures import StudyRating
 from alignment.domain import BattleKind, Outcome, RaterKind, Side
 from alignment.errors import DataError
 from alignment.evaluation.intervals import wilson
-from alignment.flags import flag_study
+from alignment.flags import VERDICTS, flag_study
 from alignment.studies import StudyRecipe
 from alignment.study_power import decisive_votes_needed, design_effect, votes_to_separate
 from tests.database_support import (  # noqa: F401
@@ -242,6 +242,41 @@ def test_the_dashboard_of_a_study_adds_up_and_leaves_the_withdrawn_out(any_datab
     assert {flag.detector for flag in found.flags} == {"too fast", "duplicate"}
     plain = found.to_json()
     assert plain["votes"] == 18 and plain["ratings"][0]["elo"]["n"] == 12
+
+
+def test_nothing_of_a_withdrawn_rater_is_left_in_any_figure(any_database):  # noqa: F811
+    from alignment.db.figures import study_counts
+    from alignment.withdrawal import withdraw
+
+    def say(assignment, number):
+        return [Outcome.A, Outcome.TIE, Outcome.B][number]
+
+    def seen():
+        found = figures.study_figures(
+            any_database, filled.study_id, recipe=recipe, state="open", rater_kind=RaterKind.SIMULATED
+        )
+        plain = found.to_json()
+        # What a session was, and that somebody left, stays known.
+        for name in ("made_at", "withdrawn", "sessions", "finished_sessions", "session_raters"):
+            del plain[name]
+        with any_database.session(write=False) as s:
+            count = study_counts(s)[filled.study_id]
+        return plain, (count.answers, count.raters)
+
+    recipe = StudyRecipe(name="study", versions=("base", "tuned"), votes_per_pair=3)
+    filled, raters = voted_study(any_database, battles=6, raters=3, say=say, kind=RaterKind.SIMULATED)
+    flag_study(any_database, "study", actor="olga")  # the detectors have spoken of the votes before they are withdrawn
+    whole, counts = seen()
+    assert (whole["votes"], whole["raters"], counts) == (18, 3, (18, 3))
+    withdraw(any_database, raters[2], "olga")
+    left, counts = seen()
+    assert (left["votes"], left["raters"], left["had"], left["last_hour"], counts) == (12, 2, 12, 12, (12, 2))
+    assert {name: count for name, count, _ in left["outcomes"] if count} == {"A": 6, "TIE": 6}
+    assert left["left"]["n"] == 6 and left["agreement"]["n"] == 12 and left["agreement"]["raters"] == 2
+    assert left["pairs"][0]["rate"]["votes"] == 12 and left["ratings"][0]["elo"]["n"] == 12
+    for flag, before in zip(left["flags"], whole["flags"], strict=True):
+        assert sum(flag[verdict] for verdict in VERDICTS) == 12 < sum(before[verdict] for verdict in VERDICTS)
+    assert sum(count for _, count in left["per_hour"]) == 12
 
 
 def test_a_study_without_votes_has_a_dashboard_too(sqlite_database):  # noqa: F811

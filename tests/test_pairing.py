@@ -231,6 +231,12 @@ def test_a_repeat_is_the_same_pair_with_the_sides_swapped_later_and_never_twice(
     assert study.rules["shares"]["repeats"] == 0.4
 
 
+def test_a_pair_whose_versions_were_shown_is_not_asked_again(sqlite_database, tmp_path):  # noqa: F811
+    _study(sqlite_database, tmp_path, prompts=30, shares=Shares(repeats=0.4), reveal=True)
+    service = _service(sqlite_database)
+    assert len(_hear_all(service, _session(service, "ann"), random.Random(5))) == 30
+
+
 def test_skips_and_faults_are_not_asked_again_and_a_small_study_repeats_sooner(sqlite_database, tmp_path):  # noqa: F811
     _study(sqlite_database, tmp_path, prompts=5, shares=Shares(repeats=0.5))
     service = _service(sqlite_database)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from alignment import anchors
+from alignment import absolute, anchors
 from alignment.db import ratings, studies, versions, votes
 from alignment.db.base import utcnow
 from alignment.db.clips import get_clips
@@ -264,6 +264,22 @@ def test_a_rating_study_asks_of_clips_hidden_references_and_low_anchors(any_data
         assert version == {"reference": "records", "anchor": anchors.LOW_ANCHOR}.get(item.kind, version)
 
 
+@pytest.mark.parametrize(("share", "clips", "made"), [(0.4, 6, 4), (0.1, 9, 1), (0.1, 10, 2), (0.3, 7, 3), (0.2, 8, 2)])
+def test_the_low_anchors_are_the_share_of_all_clips_whatever_floats_make_of_it(
+    sqlite_database,  # noqa: F811
+    tmp_path,
+    share,
+    clips,
+    made,
+):
+    study, _ = _made(
+        sqlite_database, tmp_path, singing={"prompt_count": 5}, mode="rating", shares=Shares(anchors=share), pairs=clips
+    )
+    with sqlite_database.session(write=False) as s:
+        kinds = Counter(item.kind for item in ratings.list_items(s, study.id))
+    assert kinds == {"normal": clips, "anchor": made}  # anchors / (clips + anchors) >= share, and no anchor more
+
+
 def test_a_study_serves_only_while_it_is_open_and_takes_votes_given_before(any_database, tmp_path):  # noqa: F811
     _made(any_database, tmp_path, state="draft")
     service = _service(any_database)
@@ -313,6 +329,11 @@ def test_an_invited_study_opens_to_whoever_holds_an_invitation_as_often_as_it_sa
     with any_database.session(write=False) as s:
         uses = {(row.session_id, row.invite_id) for row in s.scalars(sa.select(InviteUseRow))}
     assert uses == {(session, twice) for session in sessions}
+    service.finish_session(sessions[0])
+    again = _session(service, "ann")  # who was let in may go on after a pause, without another invitation
+    assert service.next_assignment(again, rng=random.Random(1)) is not None
+    with pytest.raises(VoteRejected, match="by invitation"):
+        _session(service, "eve")
 
 
 def test_consent_is_recorded_with_each_session_and_the_newest_counts(any_database, tmp_path):  # noqa: F811
@@ -538,6 +559,27 @@ def test_a_rating_is_saved_once_and_the_least_rated_clips_come_first(any_databas
     assert set(heard.values()) == {2} and len(heard) == 8
     with any_database.session(write=False) as s:
         assert s.scalar(sa.select(sa.func.count()).select_from(ClipRatingRow)) == 16
+
+
+@pytest.mark.parametrize("reread", [False, True])
+def test_a_rating_raises_its_clips_tally_once_so_that_the_next_rater_hears_others(
+    sqlite_database,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    reread,
+):
+    study, _ = _made(sqlite_database, tmp_path, singing={"prompt_count": 3}, mode="rating")
+    monkeypatch.setattr(absolute, "RELOAD_SECONDS", 1e9)
+    service = _service(sqlite_database)
+    session = _session(service)
+    item = service.next_rating(session, rng=random.Random(1))
+    if reread:  # in the very transaction that saves the rating
+        service._ratings._pools.clear()
+    service.record_rating(session, _rating(item))
+    pool, clips = service._ratings._pools[study.id][1:]
+    assert {clips[battle]: pool.votes(battle) for battle in clips} == {
+        clip: int(clip == item.clip_id) for clip in clips.values()
+    }
 
 
 @pytest.mark.parametrize(

@@ -371,17 +371,22 @@ class StudyCount:
 
 
 def study_counts(s: Session) -> dict[uuid.UUID, StudyCount]:
-    """Votes and ratings of each study, corrections counted once; studies without any are absent."""
+    """Votes and ratings of each study without those withdrawn, corrections counted once; studies without any are
+    absent."""
     votes = (
         sa.select(
             ListeningSessionRow.study_id.label("study_id"), ListeningSessionRow.rater_id.label("rater_id"),
             VoteTable.created_at.label("at"),
         )
         .join(ListeningSessionRow, VoteTable.session_id == ListeningSessionRow.id)
-        .where(VoteTable.revision == 1)
+        .join(RaterRow, ListeningSessionRow.rater_id == RaterRow.id)
+        .where(VoteTable.revision == 1, RaterRow.status != "withdrawn")
     )  # fmt: skip
-    ratings = sa.select(ListeningSessionRow.study_id, ListeningSessionRow.rater_id, ClipRatingRow.created_at).join(
-        ListeningSessionRow, ClipRatingRow.session_id == ListeningSessionRow.id
+    ratings = (
+        sa.select(ListeningSessionRow.study_id, ListeningSessionRow.rater_id, ClipRatingRow.created_at)
+        .join(ListeningSessionRow, ClipRatingRow.session_id == ListeningSessionRow.id)
+        .join(RaterRow, ListeningSessionRow.rater_id == RaterRow.id)
+        .where(RaterRow.status != "withdrawn")
     )
     both = sa.union_all(votes, ratings).subquery()
     query = sa.select(
