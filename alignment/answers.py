@@ -11,10 +11,9 @@ from typing import Any
 
 from alignment.db import vote_path, votes
 from alignment.db.tables import EVENT_TYPES
-from alignment.domain import Axis, Outcome, RaterKind, Side, VoteDraft, VoteReceipt
+from alignment.domain import Axis, Outcome, Side, VoteDraft, VoteReceipt
 from alignment.errors import ListeningTooShort, VoteRejected
 from alignment.listening_credit import TICK_SECONDS, Event, needed_seconds
-from alignment.studies import StudyRecipe
 
 BROKEN_SECONDS = 0.5  # of a clip that is clearly broken, to be heard before saying so
 MOST_EVENTS = 1_000_000
@@ -67,17 +66,8 @@ def plain(one: ListenEvent) -> Event:
     return (one.seq, one.type, one.side, one.media_seconds, one.client_ms)
 
 
-def check_answer(draft: VoteDraft, pair: vote_path.VoteContext, rules: StudyRecipe | None) -> None:
-    """What the study asks of an answer: its confidence, and that words tied to a stretch lie inside the clip."""
-    if (
-        rules is not None
-        and rules.ask_confidence
-        and draft.confidence is None
-        and draft.broken is None
-        and Outcome(draft.outcome).trains
-        and pair.rater_kind is RaterKind.HUMAN
-    ):
-        raise VoteRejected("This study asks how sure you are; answer it and send the vote again.")
+def check_answer(draft: VoteDraft, pair: vote_path.VoteContext) -> None:
+    """Words tied to a stretch lie inside the clip. Confidence is optional, also where the study asks for it."""
     if draft.comment_side is not None:
         length = pair.seconds[Side(draft.comment_side) is Side.RIGHT]
         for at in (draft.comment_start_seconds, draft.comment_end_seconds):

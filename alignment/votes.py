@@ -285,7 +285,7 @@ class VoteService:
                 raise VoteRejected("This pair has your vote and its versions were shown; it cannot change now.")
             if standing.elsewhere:
                 raise VoteRejected("You have voted on this pair in another session; load the next one.")
-            answers.check_answer(draft, pair, rules)
+            answers.check_answer(draft, pair)
             claims: Claims | None = None
             if pair.rater_kind is RaterKind.HUMAN and not math.isinf(self._slack):
                 claims = self._credit.claims(s, pair, standing)

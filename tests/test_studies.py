@@ -30,6 +30,7 @@ from alignment.db.tables import (
     VersionRow,
     VoteCommentRow,
     VoteFlagRow,
+    VoteTable,
 )
 from alignment.domain import (
     BattleKind,
@@ -399,15 +400,15 @@ def test_checks_of_the_rater_and_anchors_count_in_no_comparison_and_train_nothin
     assert all(anchors.LOW_ANCHOR not in (row.left.version, row.right.version) for row in trains)
 
 
-def test_confidence_is_required_only_where_the_study_asks(sqlite_database, tmp_path):  # noqa: F811
+def test_confidence_is_optional_as_the_page_says_where_the_study_asks_for_it(sqlite_database, tmp_path):  # noqa: F811
     _made(sqlite_database, tmp_path, ask_confidence=True)
     service = _service(sqlite_database)
     session = _session(service)
     pair = service.next_assignment(session, rng=random.Random(1))
-    with pytest.raises(VoteRejected, match="how sure you are"):
-        service.record_vote(session, _draft(pair))
-    assert service.record_vote(session, _draft(pair, Outcome.SKIP)).revision == 1
+    assert service.record_vote(session, _draft(pair)).revision == 1
     assert service.record_vote(session, _draft(pair, confidence=2)).revision == 2
+    with sqlite_database.session(write=False) as s:
+        assert list(s.scalars(sa.select(VoteTable.confidence).order_by(VoteTable.revision))) == [None, 2]
 
 
 def test_a_comment_can_be_tied_to_a_stretch_of_one_clip(sqlite_database, tmp_path):  # noqa: F811
