@@ -157,7 +157,7 @@ export class PairMode {
   obstacle() {
     const short = SIDES.filter((side) => this.missingSeconds(side) >= 0.001);
     if (!short.length) return this.ballot.missing;
-    return `Listen to ${short.map((side) => `${LETTER[side]} for ${this.missingSeconds(side).toFixed(1)} s`).join(" and ")}`;
+    return `Listen to ${short.map((side) => `${LETTER[side]} for ${this.missingSeconds(side).toFixed(1)}\u00a0s`).join(" and ")}`;
   }
 
   mayCallBroken(side) {
