@@ -5,6 +5,7 @@ from __future__ import annotations
 from alignment.errors import StoreError
 
 SIZE_STEP_BYTES = 16 * 1024
+MOST_PADDING_BYTES = 2**24 - 1  # of one block
 _STREAMINFO, _PADDING = 0, 1
 
 
@@ -35,14 +36,29 @@ def _block(kind: int, body: bytes, *, last: bool) -> bytes:
     return bytes([kind | (0x80 if last else 0)]) + len(body).to_bytes(3, "big") + body
 
 
-def twins(left: bytes, right: bytes) -> tuple[bytes, bytes]:
+def _samples_bytes(info: bytes) -> int:
+    """What the samples take uncompressed: the same for all clips of one length."""
+    word = int.from_bytes(info[10:18], "big")  # rate (20 bits), channels - 1 (3), bits a sample - 1 (5), samples (36)
+    channels, bits, samples = (word >> 41 & 7) + 1, (word >> 36 & 31) + 1, word & (2**36 - 1)
+    return samples * channels * bits // 8
+
+
+def alone(flac: bytes) -> bytes:
+    """A clip that is heard by itself, without tags: as large as every other one of its length, for how well a clip
+    compresses tells a low-passed or noisy one. Raises StoreError."""
+    return twins(flac, flac, least=_samples_bytes(_split(flac)[0]))[0]
+
+
+def twins(left: bytes, right: bytes, *, least: int = 0) -> tuple[bytes, bytes]:
     """Both clips with every tag, seek table, picture and checksum removed, padded to one size in bytes.
 
-    The size is a multiple of 16 KiB, so that not even the larger of the two is told exactly. Raises StoreError.
+    The size is a multiple of 16 KiB, so that not even the larger of the two is told exactly, and at least ``least``
+    as far as padding goes. Raises StoreError.
     """
     parts = [(_bare_info(info), frames) for info, frames in map(_split, (left, right))]
     bare = [4 + 38 + 4 + len(frames) for _, frames in parts]
-    size = -(-max(bare) // SIZE_STEP_BYTES) * SIZE_STEP_BYTES
+    wanted = max(*bare, min(least, min(bare) + MOST_PADDING_BYTES - SIZE_STEP_BYTES))
+    size = -(-wanted // SIZE_STEP_BYTES) * SIZE_STEP_BYTES
     first, second = (
         b"fLaC"
         + _block(_STREAMINFO, info, last=False)

@@ -12,7 +12,7 @@ from alignment.db.clips import get_clips
 from alignment.db.ratings import get_served
 from alignment.domain import RatingDraft, Side
 from rating_app.bodies import Body, IdempotencyKey, Seconds
-from rating_app.flac import twins
+from rating_app.flac import alone
 from rating_app.perimeter import note_of
 from rating_app.routes import Service, Session, progress_json, session_of, sessions_of, tokens_of
 from rating_app.sending import NO_STORE, audio_answer
@@ -51,7 +51,7 @@ def item(request: Request, service: Service, session_id: Session) -> Response:
 
 @router.api_route("/clip/item/{token}", methods=["GET", "HEAD"])
 def item_clip(token: str, request: Request, service: Service) -> Response:
-    """The clip's FLAC, without tags and padded to a step in size; only the session it was served to gets it."""
+    """The clip's FLAC, without tags, as large as all of its length; only the session it was served to gets it."""
     session_of(request)  # refuses a browser without sessions
     for session_id in sessions_of(request):
         address = tokens_of(request).read_clip_token(session_id, token)
@@ -91,5 +91,4 @@ def _sound(service: RatingService, session_id: uuid.UUID, assignment_id: uuid.UU
             raise HTTPException(404, "There is no such clip in this session.")
         clip_id = served.assignment.clip_id
         audio_sha256 = get_clips(s, [clip_id])[clip_id].audio_sha256
-    flac = service.store.rendition(audio_sha256)
-    return twins(flac, flac)[0]
+    return alone(service.store.rendition(audio_sha256))

@@ -95,7 +95,7 @@ def test_references_and_anchors_are_served_exactly_like_any_other_clip(site):
             break
         sound = client.get(told["item"]["clip"])
         assert len(sound.content) % SIZE_STEP_BYTES == 0
-        kept = {name: value for name, value in sound.headers.items() if name not in ("content-length", "date")}
+        kept = {name: value for name, value in sound.headers.items() if name != "date"}
         shapes.add((tuple(told), tuple(told["item"]), tuple(sorted(kept.items()))))
         seen.append(told["item"]["id"])
         for text in (str(told), str(sound.headers)):

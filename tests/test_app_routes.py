@@ -32,7 +32,7 @@ from alignment.domain import Axis, Outcome, RaterKind, Side
 from alignment.errors import DataError, NotFoundError
 from rating_app.app import create_app
 from rating_app.demo import ensure_demo_study
-from rating_app.flac import SIZE_STEP_BYTES, twins
+from rating_app.flac import SIZE_STEP_BYTES, alone, twins
 from rating_app.sending import byte_range
 from rating_app.tokens import RaterCookie, Tokens
 
@@ -308,6 +308,24 @@ def test_twin_clips_have_one_size_no_tags_and_their_own_sound():
     assert len(made[0]) == len(made[1]) and len(made[0]) % SIZE_STEP_BYTES == 0
     for before, after in zip(flacs, made, strict=True):
         assert b"secret" not in after
+        np.testing.assert_array_equal(soundfile.read(io.BytesIO(before))[0], soundfile.read(io.BytesIO(after))[0])
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_clips_heard_alone_have_one_size_however_well_they_compress(channels):
+    rng = np.random.default_rng(1)
+    noise = rng.uniform(-1, 1, (RATE_HZ * 2, channels))
+    sounds = [noise, noise * 0.01, np.zeros_like(noise)]
+    flacs = []
+    for sound in sounds:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, sound, RATE_HZ, format="FLAC", subtype="PCM_16")
+        flacs.append(buffer.getvalue())
+    assert len({len(twins(flac, flac)[0]) for flac in flacs}) == 3  # by steps alone the three would be told apart
+    made = [alone(flac) for flac in flacs]
+    assert len({len(flac) for flac in made}) == 1 and len(made[0]) % SIZE_STEP_BYTES == 0
+    assert sounds[0].size * 2 <= len(made[0]) < sounds[0].size * 2 + 2 * SIZE_STEP_BYTES
+    for before, after in zip(flacs, made, strict=True):
         np.testing.assert_array_equal(soundfile.read(io.BytesIO(before))[0], soundfile.read(io.BytesIO(after))[0])
 
 
