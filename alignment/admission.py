@@ -49,7 +49,7 @@ def admit(
         fault = people.invite_fault(s, invite_id, study.id, now)
         if fault is not None:
             raise VoteRejected(fault)
-    elif rules.access == "invited" and not listening.has_session(s, rater_id, study.id):
+    elif rules.access == "invited" and not people.was_invited(s, rater_id, study.id):
         raise VoteRejected("This study is by invitation; open the link that you were sent.")
     if consent is not None:
         wanted = rules.onboarding.consent_version

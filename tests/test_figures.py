@@ -310,6 +310,9 @@ def test_the_lists_of_studies_and_raters_count_sessions_answers_and_consent(any_
         (raters[0], 1, 3, True), (raters[1], 1, 3, False), (raters[2], 1, 3, None),
     ]  # fmt: skip
     assert all(row.is_called(str(row.id)) and row.is_called(row.code) and not row.is_called("") for row in rows)
+    groups = [rows[0].code[i : i + 4] for i in range(0, 16, 4)]  # as the rater's page shows it, or as it is typed
+    for told in ("-".join(groups), " ".join(groups).upper(), f" {' - '.join(groups)}\n"):
+        assert [row.is_called(told) for row in rows] == [True, False, False]
     flag_study(any_database, "study", actor="olga")
     with any_database.session(write=False) as s:
         assert newest_mark(s, filled.study_id) != before

@@ -335,6 +335,10 @@ def test_an_invited_study_opens_to_whoever_holds_an_invitation_as_often_as_it_sa
     assert service.next_assignment(again, rng=random.Random(1)) is not None
     with pytest.raises(VoteRejected, match="by invitation"):
         _session(service, "eve")
+    with any_database.session() as s:
+        s.execute(sa.update(InviteRow).where(InviteRow.id == twice).values(revoked_at=clock()))
+    with pytest.raises(VoteRejected, match="by invitation"):  # it opens nothing new any more
+        _session(service, "ann")
 
 
 def test_consent_is_recorded_with_each_session_and_the_newest_counts(any_database, tmp_path):  # noqa: F811

@@ -21,8 +21,8 @@ from alignment.db.vote_path import SessionContext, as_assignment, session_contex
 from alignment.domain import Assignment, RaterKind, Side
 
 __all__ = [
-    "SessionContext", "add_rater", "add_session", "finish_session", "get_assignment", "get_rater", "has_session",
-    "not_open", "serve", "session_context",
+    "SessionContext", "add_rater", "add_session", "finish_session", "get_assignment", "get_rater", "not_open", "serve",
+    "session_context",
 ]  # fmt: skip
 
 
@@ -78,12 +78,6 @@ def add_session(s: Session, *, rater_id: uuid.UUID, study_id: uuid.UUID, now: da
         sa.insert(ListeningSessionRow).values(id=new, rater_id=rater_id, study_id=study_id, started_at=now, **about)
     )
     return new
-
-
-def has_session(s: Session, rater_id: uuid.UUID, study_id: uuid.UUID) -> bool:
-    """Whether the rater was let into the study before."""
-    mine = (ListeningSessionRow.rater_id == rater_id, ListeningSessionRow.study_id == study_id)
-    return bool(s.scalar(sa.select(sa.exists().where(*mine))))
 
 
 def finish_session(s: Session, session_id: uuid.UUID, now: datetime) -> bool:

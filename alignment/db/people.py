@@ -109,6 +109,22 @@ def add_invite_use(s: Session, *, session_id: uuid.UUID, invite_id: uuid.UUID, n
     s.execute(sa.insert(InviteUseRow).values(session_id=session_id, invite_id=invite_id, created_at=now))
 
 
+def was_invited(s: Session, rater_id: uuid.UUID, study_id: uuid.UUID) -> bool:
+    """Whether an invitation let the rater into the study before and was not taken back since."""
+    query = (
+        sa.select(InviteRow.id)
+        .join(InviteUseRow, InviteUseRow.invite_id == InviteRow.id)
+        .join(ListeningSessionRow, InviteUseRow.session_id == ListeningSessionRow.id)
+        .where(
+            ListeningSessionRow.rater_id == rater_id,
+            ListeningSessionRow.study_id == study_id,
+            InviteRow.revoked_at.is_(None),
+        )
+        .limit(1)
+    )
+    return s.scalar(query) is not None
+
+
 def rater_by_pseudonym(s: Session, pseudonym: str) -> uuid.UUID | None:
     """The rater with this pseudonym, if any."""
     return s.scalar(sa.select(RaterRow.id).where(RaterRow.pseudonym == pseudonym))
