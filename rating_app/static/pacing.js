@@ -34,10 +34,11 @@ export class Pacing {
     page.part("progress-text").textContent = total === null ? `${done} rated` : `${done} of ${total}`;
   }
 
-  /** What the server knows, with what is on its way to it; it can be behind us and never makes the count fall. */
-  update(progress) {
+  /** What the server knew, with what was answered since it was asked (`held` names what was on its way then: the
+      server may have counted that already). It can be behind us and never makes the count fall. */
+  update(progress, held) {
     const { page } = this;
-    const waiting = page.outbox.held.length;
+    const waiting = page.outbox.held.filter((one) => !held.includes(one)).length;
     const done = progress.done + waiting;
     if (page.progress && done < page.progress.done) return;
     page.showProgress({ done, available: Math.max(0, progress.available - waiting) });

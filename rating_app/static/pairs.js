@@ -87,9 +87,10 @@ export class PairMode {
 
   async fetch() {
     const { page } = this;
-    const inHand = [this.pair?.info.id, ...page.outbox.held].filter(Boolean);
+    const { held } = page.outbox;
+    const inHand = [this.pair?.info.id, ...held].filter(Boolean);
     const answer = await page.call(`/rate/pair?except=${encodeURIComponent(inHand.slice(-20).join(","))}`);
-    page.pacing.update(answer.progress);
+    page.pacing.update(answer.progress, held);
     return answer.pair && this.load(answer.pair);
   }
 

@@ -114,9 +114,10 @@ export class RatingMode {
 
   async fetch() {
     const { page } = this;
-    const inHand = [this.item?.info.id, ...page.outbox.held].filter(Boolean);
+    const { held } = page.outbox;
+    const inHand = [this.item?.info.id, ...held].filter(Boolean);
     const answer = await page.call(`/rate/item?except=${encodeURIComponent(inHand.slice(-20).join(","))}`);
-    page.pacing.update(answer.progress);
+    page.pacing.update(answer.progress, held);
     return answer.item && this.load(answer.item);
   }
 
