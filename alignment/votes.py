@@ -41,7 +41,7 @@ from alignment.serving import Pools
 
 __all__ = ["ListenEvent", "SessionProgress", "VoteService"]
 
-_FETCHES_KEPT = 4096
+_FETCHES_KEPT = 4096  # of the pairs on screens and fetched ahead; the database has the rest
 _NOT_SERVED = "This pair was not served to this session; load the next one."
 _UNKNOWN_SESSION = "This listening session is unknown; start a new one."
 

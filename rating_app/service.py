@@ -27,7 +27,7 @@ from rating_app.flac import twins
 # The page sends votes late when it has no connection: a pair stays open for a day.
 ASSIGNMENT_SECONDS = 24 * 3600
 REMEMBERED_BYTES = 256 * 2**20
-REMEMBERED_PAIRS = 20_000
+REMEMBERED_PAIRS = 2_000  # of some hundred raters at a time; the database has the rest
 
 
 @dataclass(frozen=True)
