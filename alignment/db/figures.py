@@ -412,7 +412,7 @@ class StudyRater:
     code: str | None = None
 
     def is_called(self, told: str) -> bool:
-        """Whether ``told`` is this rater's withdrawal code (dashes, spaces and case aside), id, or its last 8 digits."""
+        """Whether ``told`` is this rater's withdrawal code (dashes, spaces, case aside), id, or its last 8 digits."""
         plain = "".join(told.lower().replace("-", " ").split())
         known = {self.id.hex, self.id.hex[-8:], *([self.code] if self.code else [])}
         return len(plain) >= 8 and plain in known
