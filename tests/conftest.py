@@ -1,10 +1,14 @@
-"""Every test runs without a network, without a model hub and on one thread of torch."""
+"""Every test runs without a network, without a model hub and on one thread of torch; what browser tests share."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 os.environ.update(
     HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False",
@@ -14,3 +18,30 @@ os.environ.update(
 for name in ("ATTUNE_HOME", "ATTUNE_DATABASE", "ATTUNE_STORE", "ATTUNE_SECRET"):
     os.environ.pop(name, None)
 sys.path.insert(0, str(Path(__file__).parent))  # the *_support modules
+
+
+@pytest.fixture(scope="module")
+def address(site: Any) -> Iterator[str]:
+    """Where the module's own ``site`` is served."""
+    from app_support import running
+
+    with running(site.app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium."""
+    from browser_support import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """A page of a new rater on a small phone."""
+    from browser_support import visitor
+
+    with visitor(browser, address) as context:
+        yield context.new_page()

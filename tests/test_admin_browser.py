@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 from admin_support import PASSWORD, AdminSite, admin_site
-from app_support import running
-from browser_support import chromium, picture, serious_faults, sync_api, visitor
+from browser_support import picture, serious_faults, sync_api, visitor
 
 from alignment.flags import flag_study
 
@@ -20,18 +19,6 @@ def site(tmp_path_factory):
     flag_study(site.database, "Autumn listening", actor="tests")
     yield site
     site.database.close()
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    with running(site.app) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 def _log_in(page) -> None:

@@ -11,7 +11,6 @@ from browser_support import (
     DESK,
     PHONE,
     answer,
-    chromium,
     hear_both,
     pair_id,
     picture,
@@ -37,12 +36,6 @@ def site(tmp_path_factory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def address(site) -> Iterator[str]:
-    with running(site.app) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def concert(tmp_path_factory) -> Iterator[str]:
     """The address of a study with longer clips, as raters meet it."""
     prompts = (PROMPTS[0], "a bright marimba melody over a steady drum loop", "solo cello, slow, with a long reverb")
@@ -51,19 +44,6 @@ def concert(tmp_path_factory) -> Iterator[str]:
         running(site.app) as address,
     ):
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser, address):
-    """A page of a new rater on a small phone."""
-    with visitor(browser, address) as context:
-        yield context.new_page()
 
 
 # ---- the player ------------------------------------------------------------------------------------------------------
@@ -243,7 +223,7 @@ def test_the_next_pair_is_shown_without_waiting_for_the_network(page, record_pro
     first = pair_id(page)
     hear_both(page)
     answer(page, "a")
-    assert page.evaluate("async () => Boolean((await window.attune.pairs.next)?.buffers.right.duration)")  # decoded
+    assert page.evaluate("async () => Boolean((await window.attune.pairs.ahead.next)?.buffers.right.duration)")
     held, holding = [], True
     page.route("**/rate/**", lambda route: held.append(route) if holding else route.continue_())
     # From the key to the first picture of the next pair, as the browser's own clock sees it.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from app_support import Site, open_site, running
+from app_support import Site, open_site
 from browser_support import (
     answer,
-    chromium,
     hear_both,
     pair_id,
     rate,
@@ -25,25 +24,6 @@ pytestmark = pytest.mark.browser
 def site(tmp_path_factory) -> Iterator[Site]:
     with open_site(tmp_path_factory.mktemp("site"), with_page=True) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def address(site) -> Iterator[str]:
-    with running(site.app) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser, address):
-    """A page of a new rater."""
-    with visitor(browser, address) as context:
-        yield context.new_page()
 
 
 def test_a_vote_survives_a_lost_answer_and_a_reload_and_is_saved_once(page, site):
@@ -107,8 +87,8 @@ def test_three_clicks_are_one_vote(page, site):
 def test_votes_cast_offline_are_kept_and_arrive_when_the_connection_is_back(page, site):
     before = len(site.votes())
     start(page)
-    page.wait_for_function("window.attune.pairs.next")
-    page.evaluate("async () => { await window.attune.pairs.next; }")
+    page.wait_for_function("window.attune.pairs.ahead.next")
+    page.evaluate("async () => { await window.attune.pairs.ahead.next; }")
     page.context.set_offline(True)
     first = rate(page, "a")
     wait_for_another_pair(page, first)  # it was here before the connection went

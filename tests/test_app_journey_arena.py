@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from app_support import Site, running
-from browser_support import answer, chromium, hear_both, picture, serious_faults, start, visitor, wait_until_saved
+from app_support import Site
+from browser_support import answer, hear_both, picture, serious_faults, start, visitor, wait_until_saved
 from journey_support import VERSIONS, FakeWorker, a_recipe, open_studies
 
 pytestmark = pytest.mark.browser
@@ -21,24 +21,6 @@ STUDY = a_recipe(
 def site(tmp_path_factory) -> Iterator[Site]:
     with open_studies(tmp_path_factory.mktemp("site"), STUDY, with_page=True) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def address(site) -> Iterator[str]:
-    with running(site.app) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser, address):
-    with visitor(browser, address) as context:
-        yield context.new_page()
 
 
 def type_prompt(page, text: str) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import sqlalchemy as sa
-from app_support import Site, running
-from browser_support import PHONE, answer, chromium, hear_both, picture, serious_faults, visitor
+from app_support import Site
+from browser_support import PHONE, answer, hear_both, picture, serious_faults, visitor
 from journey_support import a_recipe, open_studies
 
 from alignment.db.tables import ConsentRow, RaterRow, VoteTable
@@ -40,24 +40,6 @@ STUDIES = (
 def site(tmp_path_factory) -> Iterator[Site]:
     with open_studies(tmp_path_factory.mktemp("site"), *STUDIES, with_page=True) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def address(site) -> Iterator[str]:
-    with running(site.app) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser, address):
-    with visitor(browser, address) as context:
-        yield context.new_page()
 
 
 def heading(page, text: str) -> None:

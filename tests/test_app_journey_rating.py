@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from app_support import PROMPTS, Site, running
-from browser_support import chromium, picture, serious_faults, start, visitor, wait_until_saved
+from app_support import PROMPTS, Site
+from browser_support import picture, serious_faults, start, visitor, wait_until_saved
 from journey_support import NOTHING_BEFORE, a_recipe, open_studies
 
 from alignment.db.tables_listening import ClipRatingRow
@@ -28,24 +28,6 @@ STUDIES = (
 def site(tmp_path_factory) -> Iterator[Site]:
     with open_studies(tmp_path_factory.mktemp("site"), *STUDIES, with_page=True) as site:
         yield site
-
-
-@pytest.fixture(scope="module")
-def address(site) -> Iterator[str]:
-    with running(site.app) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser, address):
-    with visitor(browser, address) as context:
-        yield context.new_page()
 
 
 def ratings(site: Site) -> list[tuple]:
@@ -153,7 +135,7 @@ def test_offline_the_next_clip_is_there_already_and_the_rating_is_sent_later(pag
     before = len(ratings(site))
     start(page, phase="rating")
     rate(page)
-    page.evaluate("window.attune.mode.next")  # the clip fetched ahead
+    page.evaluate("window.attune.mode.ahead.next")  # the clip fetched ahead
     first = item_id(page)
     page.context.set_offline(True)
     page.keyboard.press("Enter")

@@ -1,5 +1,6 @@
 // The A/B page: one pair after the other, listened to, answered, and handed to the outbox.
 
+import { Ahead } from "./ahead.js";
 import { Ballot } from "./ballot.js";
 import { Comment } from "./comment.js";
 import { Deck } from "./deck.js";
@@ -14,17 +15,15 @@ const SIDES = ["left", "right"];
 const LETTER = { left: "A", right: "B" };
 const SEEK_SECONDS = 0.5;
 const BROKEN_AFTER_SECONDS = 0.5; // of the clip that is said to be broken
-const AGAIN_MS = 3000;
 const COMMIT_PATIENCE_MS = 20_000;
 
 export class PairMode {
   constructor(page) {
     this.page = page;
     this.pair = null; // { info, buffers, scale } on the page and open for an answer
-    this.next = null; // a promise of the one after it
+    this.ahead = new Ahead(page, "pair", { current: () => this.pair, load: (info) => this.load(info) });
     this.shown = 0;
     this.practising = false;
-    this.answeredElsewhere = new Set();
     this.drafts = new Drafts();
     this.ballot = new Ballot(page.part("form"));
     this.deck = new Deck(page);
@@ -41,7 +40,7 @@ export class PairMode {
   // ---- one pair after the other ------------------------------------------------------------------------------
 
   async begin() {
-    for (let pair = await this.take(); pair; pair = await this.take()) {
+    for (let pair = await this.ahead.take(); pair; pair = await this.ahead.take()) {
       await this.rate(pair);
       await this.page.answered();
     }
@@ -50,7 +49,7 @@ export class PairMode {
 
   /** One pair of the server's choice; false when there is none. */
   async rateOne() {
-    const pair = await this.take();
+    const pair = await this.ahead.take();
     if (pair) await this.rate(pair, { alone: true });
     return pair !== null;
   }
@@ -69,40 +68,9 @@ export class PairMode {
 
   /** Off the page: nothing is played, booked or answered any more. */
   leave() {
-    this.pair = this.next = null;
+    this.pair = this.ahead.next = null;
     this.telemetry.begin(null);
     this.page.abplayer?.pause();
-  }
-
-  /** The pair that was fetched ahead, or one asked for now; null when the study has none left for this rater. */
-  async take() {
-    const { next } = this;
-    this.next = null;
-    const ahead = next && (await next);
-    if (ahead?.info && !this.answeredElsewhere.has(ahead.info.id)) return ahead;
-    // None left, or no connection: what the server knows counts, once it knows our last vote.
-    if (next) await this.page.outbox.flush();
-    return this.fetch();
-  }
-
-  async fetch() {
-    const { page } = this;
-    const { held } = page.outbox;
-    const inHand = [this.pair?.info.id, ...held].filter(Boolean);
-    const answer = await page.call(`/rate/pair?except=${encodeURIComponent(inHand.slice(-20).join(","))}`);
-    page.pacing.update(answer.progress, held);
-    return answer.pair && this.load(answer.pair);
-  }
-
-  /** While a pair is listened to; without a connection tried again from time to time. */
-  fetchAhead() {
-    const pair = this.pair;
-    const next = this.fetch().catch(() => {
-      if (this.next === next) this.next = null;
-      setTimeout(() => this.pair === pair && !this.next && this.fetchAhead(), AGAIN_MS);
-      return null;
-    });
-    this.next = next;
   }
 
   /** A pair with both clips decoded. */
@@ -113,7 +81,7 @@ export class PairMode {
 
   rate(pair, { alone = false } = {}) {
     this.show(pair);
-    if (!alone) this.fetchAhead();
+    if (!alone) this.ahead.begin();
     return new Promise((resolve) => (this.resolve = resolve));
   }
 
@@ -342,7 +310,7 @@ export class PairMode {
     window.addEventListener("pagehide", () => this.keep());
     for (const type of ["saved", "refused"]) page.outbox.addEventListener(type, ({ detail }) => this.drafts.settle(detail.body.pair));
     page.tabs.addEventListener("answered", ({ detail }) => {
-      this.answeredElsewhere.add(detail.pair);
+      this.ahead.answeredElsewhere.add(detail.pair);
       if (this.pair?.info.id !== detail.pair) return;
       this.leave();
       page.say("You answered that pair in another tab; this is the next one.");

@@ -1,5 +1,6 @@
 // The absolute rating mode: one clip after the other, listened to, rated, and handed to the outbox.
 
+import { Ahead } from "./ahead.js";
 import { Drafts } from "./draft.js";
 import { make } from "./elements.js";
 import { randomKey } from "./outbox.js";
@@ -7,7 +8,6 @@ import { Scales } from "./scales.js";
 import { commonScale, drawWaveform } from "./waveform.js";
 
 const SEEK_SECONDS = 0.5;
-const AGAIN_MS = 3000;
 const KEYS = { " ": "play", Enter: "submit", ArrowLeft: "back", ArrowRight: "forward", Home: "home", l: "loop" };
 const HELP = [
   ["Space", "play or pause"],
@@ -53,9 +53,8 @@ export class RatingMode {
   constructor(page) {
     this.page = page;
     this.item = null; // { info, buffer, scale } on the page and open for an answer
-    this.next = null; // a promise of the one after it
+    this.ahead = new Ahead(page, "item", { current: () => this.item, load: (info) => this.load(info) });
     this.practising = false;
-    this.answeredElsewhere = new Set();
     this.drafts = new Drafts();
     this.section = page.section("rating", HTML);
     this.section.setAttribute("aria-labelledby", "at-rating-label");
@@ -70,7 +69,7 @@ export class RatingMode {
   async begin() {
     await this.page.style("rating");
     this.showKeys();
-    for (let item = await this.take(); item; item = await this.take()) {
+    for (let item = await this.ahead.take(); item; item = await this.ahead.take()) {
       await this.rate(item);
       await this.page.answered();
     }
@@ -97,39 +96,8 @@ export class RatingMode {
   }
 
   leave() {
-    this.item = this.next = null;
+    this.item = this.ahead.next = null;
     this.page.abplayer?.pause();
-  }
-
-  /** The clip that was fetched ahead, or one asked for now; null when there is none left for this rater. */
-  async take() {
-    const { next } = this;
-    this.next = null;
-    const ahead = next && (await next);
-    if (ahead?.info && !this.answeredElsewhere.has(ahead.info.id)) return ahead;
-    // None left, or no connection: what the server knows counts, once it knows our last rating.
-    if (next) await this.page.outbox.flush();
-    return this.fetch();
-  }
-
-  async fetch() {
-    const { page } = this;
-    const { held } = page.outbox;
-    const inHand = [this.item?.info.id, ...held].filter(Boolean);
-    const answer = await page.call(`/rate/item?except=${encodeURIComponent(inHand.slice(-20).join(","))}`);
-    page.pacing.update(answer.progress, held);
-    return answer.item && this.load(answer.item);
-  }
-
-  /** While a clip is listened to; without a connection tried again from time to time. */
-  fetchAhead() {
-    const { item } = this;
-    const next = this.fetch().catch(() => {
-      if (this.next === next) this.next = null;
-      setTimeout(() => this.item === item && !this.next && this.fetchAhead(), AGAIN_MS);
-      return null;
-    });
-    this.next = next;
   }
 
   async load(info) {
@@ -139,7 +107,7 @@ export class RatingMode {
 
   rate(item) {
     this.show(item);
-    if (!this.practising) this.fetchAhead();
+    if (!this.practising) this.ahead.begin();
     return new Promise((resolve) => (this.resolve = resolve));
   }
 
@@ -316,7 +284,7 @@ export class RatingMode {
     window.addEventListener("pagehide", () => this.keep());
     for (const type of ["saved", "refused"]) page.outbox.addEventListener(type, ({ detail }) => detail.body.item && this.drafts.settle(detail.body.item));
     page.tabs.addEventListener("rated", ({ detail }) => {
-      this.answeredElsewhere.add(detail.item);
+      this.ahead.answeredElsewhere.add(detail.item);
       if (this.item?.info.id !== detail.item) return;
       this.item = null;
       page.player.pause();
