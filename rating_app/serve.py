@@ -102,6 +102,9 @@ def _open(wishes: Wishes) -> Database:
 
 
 def _serve(wishes: Wishes, database: Database, listener: socket.socket) -> None:
+    from rating_app.logs import configure_logging
+
+    configure_logging()  # before the worker speaks
     study = _study_that_is_there(wishes, database)
     singing = wishes.worker and wishes.embedded
     if study is None and not singing:
@@ -169,10 +172,8 @@ def _singer(wishes: Wishes, *, first_clips: bool) -> Singer:
 
 
 def _run(app: ASGIApp, wishes: Wishes, listener: socket.socket, singer: Singer | None) -> None:
-    from rating_app.logs import configure_logging
     from rating_app.server import make_server
 
-    configure_logging()
     server = make_server(app, host=wishes.host, port=wishes.port)
     if isinstance(app, Doorway):
         app.on_failure = lambda: setattr(server, "should_exit", True)

@@ -6,20 +6,24 @@ Models live in the child. This process reads its log lines to know how far the f
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import TextIO
 
 from alignment.errors import AttuneError, ModelError
+from rating_app.logs import scrub
 
 STOP_SECONDS = 6.0  # a worker needs five to hand its request back
 LONG_ENOUGH_SECONDS = 60.0  # after so long a life the next start is at once again
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _MOST_STARTS = 3  # without the first clips there is nothing to serve, so that is not tried for ever
+_TROUBLE = {"worker-ended", "no-database", "gave-up", "failed", "lost"}
+
+_log = logging.getLogger(__name__)
 
 
 def worker_command(*options: str) -> list[str]:
@@ -36,11 +40,10 @@ class Singer:
         *,
         environment: Mapping[str, str],
         first_clips: bool = False,
-        log: TextIO | None = None,
         first_pause: float = _FIRST_PAUSE,
     ) -> None:
         self._command, self._environment = list(command), {**os.environ, **environment}
-        self._log, self._first_pause = log or sys.stderr, first_pause
+        self._first_pause = first_pause
         self._stopping, self._settled = threading.Event(), threading.Event()
         self._wants_first_clips, self._error = first_clips, ""
         self._process: subprocess.Popen[str] | None = None
@@ -111,23 +114,26 @@ class Singer:
         for line in self._process.stderr:
             if line.startswith("attune: "):
                 said = line.removeprefix("attune: ").strip()
-            elif not self._understood(line):
-                print(line, end="", file=self._log, flush=True)
+            else:
+                self._heed(line)
         self._process.stderr.close()
         return said, self._process.wait()
 
-    def _understood(self, line: str) -> bool:
-        """Whether the line was about the first clips, or that the worker is ready, and nobody else needs it."""
+    def _heed(self, line: str) -> None:
+        """Takes in what the worker says, and passes on what an operator may want to read."""
         try:
             told = json.loads(line)
-            event = told["event"]
-        except (ValueError, KeyError, TypeError):
-            return False
+            event = told.pop("event")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if line.strip():
+                _log.warning("worker: %s", line.strip())
+            return
         if event == "first-clips":
             self.sung = (int(told["done"]), int(told["total"]))
-        elif event == "ready":
+            return
+        if event == "ready":
             self._settled.set()
-        return event == "first-clips"
+        self._say(event, **told)
 
     def _give_up(self, sentence: str) -> None:
         if not self._settled.is_set():
@@ -135,4 +141,10 @@ class Singer:
             self._settled.set()
 
     def _say(self, event: str, **fields: object) -> None:
-        print(json.dumps({"event": event, **fields}), file=self._log, flush=True)
+        """One line in the form of every other. It names no version: beside the requests that would end blindness."""
+        kept = {
+            name: scrub(value) if isinstance(value, str) else value
+            for name, value in fields.items()
+            if name not in ("time", "versions")
+        }
+        _log.log(logging.WARNING if event in _TROUBLE else logging.INFO, event, extra={"fields": {"worker": kept}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import random
 import shutil
@@ -39,6 +40,7 @@ from alignment.requests import ArenaService
 from alignment.studies import rules_of
 from rating_app.demo import default_study, ensure_arena_study, ensure_demo_study, newcomers_rules
 from rating_app.doorway import Doorway
+from rating_app.logs import configure_logging
 from rating_app.singer import Singer
 
 __all__ = ["postgres_server", "postgres_url", "sqlite_database", "sqlite_url"]
@@ -271,21 +273,51 @@ def fake(*lines: str) -> list[str]:
 READY = "print(json.dumps({'event': 'ready'}), file=sys.stderr, flush=True)"
 
 
-def test_a_child_that_crashes_is_started_again_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    log, pauses = io.StringIO(), []
-    singer = Singer(fake(READY, "os._exit(3)"), environment={}, log=log, first_pause=0.01)
+def test_a_child_that_crashes_is_started_again_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses = []
+    singer = Singer(fake(READY, "os._exit(3)"), environment={}, first_pause=0.01)
     wait = singer._stopping.wait
     monkeypatch.setattr(singer._stopping, "wait", lambda seconds: pauses.append(seconds) or wait(0.001))
     singer.start()
     ask_until(lambda: singer.starts >= 4, seconds=30)
     singer.stop()
     assert pauses[:3] == [0.01, 0.02, 0.04]
-    told = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert [line["status"] for line in told if line["event"] == "worker-ended"][:2] == [3, 3]
+    ended = [record for record in caplog.records if record.message == "worker-ended"]
+    assert [record.fields["worker"]["status"] for record in ended[:2]] == [3, 3]
+    assert {record.levelname for record in ended} == {"WARNING"}
+
+
+def test_what_a_child_says_becomes_lines_like_all_others_and_names_no_version() -> None:
+    log = io.StringIO()
+    before = logging.getLogger().handlers[:]
+    configure_logging(log)
+    try:
+        said = (
+            "told = {'time': 'now', 'event': 'ready', 'worker': 'w1', 'versions': ['the-base']}",
+            "print(json.dumps(told), file=sys.stderr)",
+            "print(json.dumps({'event': 'gave-up', 'error': 'no host 10.0.0.7'}), file=sys.stderr)",
+            "print('[1, 2]', file=sys.stderr)",
+            "print('a library warns of 10.0.0.8', file=sys.stderr, flush=True)",
+        )
+        singer = Singer(fake(*said, "signal.pause()"), environment={})
+        singer.start()
+        ask_until(lambda: len(log.getvalue().splitlines()) == 4)
+        singer.stop()
+    finally:
+        logging.getLogger().handlers[:] = before
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(line["level"], line["message"]) for line in lines] == [
+        ("info", "ready"), ("warning", "gave-up"), ("warning", "worker: [1, 2]"),
+        ("warning", "worker: a library warns of [address]"),
+    ]  # fmt: skip
+    assert lines[0]["worker"] == {"worker": "w1"} and lines[1]["worker"]["error"] == "no host [address]"
+    assert "the-base" not in log.getvalue() and {line["logger"] for line in lines} == {"rating_app.singer"}
 
 
 def test_stopping_ends_the_child_and_starts_no_other() -> None:
-    singer = Singer(fake(READY, "signal.pause()"), environment={}, log=io.StringIO())
+    singer = Singer(fake(READY, "signal.pause()"), environment={})
     singer.start()
     pid = ask_until(lambda: singer.pid)
     singer.stop()
@@ -294,7 +326,7 @@ def test_stopping_ends_the_child_and_starts_no_other() -> None:
 
 def test_the_first_clips_are_waited_for_and_counted() -> None:
     told = "print(json.dumps({'event': 'first-clips', 'done': 8, 'total': 24}), file=sys.stderr, flush=True)"
-    singer = Singer(fake(told, READY, "signal.pause()"), environment={}, first_clips=True, log=io.StringIO())
+    singer = Singer(fake(told, READY, "signal.pause()"), environment={}, first_clips=True)
     singer.start()
     singer.wait_for_first_clips()
     assert singer.sung == (8, 24)
@@ -303,12 +335,12 @@ def test_the_first_clips_are_waited_for_and_counted() -> None:
 
 def test_a_child_that_cannot_sing_the_first_clips_passes_its_sentence_on() -> None:
     refuse = "print('attune: tiny is damaged; fetch it again.', file=sys.stderr); sys.exit(1)"
-    singer = Singer(fake(refuse), environment={}, first_clips=True, log=io.StringIO())
+    singer = Singer(fake(refuse), environment={}, first_clips=True)
     singer.start()
     with pytest.raises(ModelError, match="^tiny is damaged; fetch it again.$"):
         singer.wait_for_first_clips()
     assert singer.starts == 1
-    silent = Singer(fake("os._exit(9)"), environment={}, first_clips=True, log=io.StringIO(), first_pause=0.01)
+    silent = Singer(fake("os._exit(9)"), environment={}, first_clips=True, first_pause=0.01)
     silent.start()
     with pytest.raises(ModelError, match="status 9"):
         silent.wait_for_first_clips()
