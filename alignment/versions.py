@@ -73,8 +73,13 @@ def lineage(database: Database, name: str) -> list[Ancestor]:
                 snapshot = known.get(run.snapshot_id) if run.snapshot_id else None
                 out.append(
                     Ancestor(
-                        version, run.kind, snapshot and snapshot.name, snapshot and snapshot.content_sha256,
-                        snapshot and snapshot.members, run.config, run.metrics,
+                        version,
+                        run.kind,
+                        snapshot and snapshot.name,
+                        snapshot and snapshot.content_sha256,
+                        snapshot and snapshot.members,
+                        run.config,
+                        run.metrics,
                     )  # fmt: skip
                 )
             current = version.parent

@@ -60,10 +60,7 @@ def twins(left: bytes, right: bytes, *, least: int = 0) -> tuple[bytes, bytes]:
     wanted = max(*bare, min(least, min(bare) + MOST_PADDING_BYTES - SIZE_STEP_BYTES))
     size = -(-wanted // SIZE_STEP_BYTES) * SIZE_STEP_BYTES
     first, second = (
-        b"fLaC"
-        + _block(_STREAMINFO, info, last=False)
-        + _block(_PADDING, bytes(size - length), last=True)
-        + frames
+        b"fLaC" + _block(_STREAMINFO, info, last=False) + _block(_PADDING, bytes(size - length), last=True) + frames
         for (info, frames), length in zip(parts, bare, strict=True)
     )
     return first, second

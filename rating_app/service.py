@@ -93,9 +93,7 @@ class RatingService:
 
     def admit(self, *, study_name: str | None, invite: str | None, sessions: Sequence[uuid.UUID]) -> Admission:
         """Where a browser with these sessions stands at an address."""
-        return admit(
-            self.database, study_name=study_name, invite=invite, sessions=sessions, default=self.study.name
-        )
+        return admit(self.database, study_name=study_name, invite=invite, sessions=sessions, default=self.study.name)
 
     def is_demo(self, study: Study) -> bool:
         """Whether simulated votes trained a version of the study: demonstration material, and the page says so."""

@@ -35,9 +35,7 @@ def test_a_rater_reaches_no_admin_page_and_an_admin_cookie_stays_under_admin(sit
     admin.event_hooks["request"].append(lambda request: seen.append(request.headers.get("cookie", "")))
     admin.get("/rate/state")
     assert "attune_admin" not in seen[-1]
-    foreign = admin.post(
-        "/admin/logout", data={"token": token_in(page.text)}, headers={"origin": "http://evil.test"}
-    )
+    foreign = admin.post("/admin/logout", data={"token": token_in(page.text)}, headers={"origin": "http://evil.test"})
     assert foreign.status_code == 403
 
 

@@ -48,8 +48,6 @@ def site(tmp_path, clock) -> Iterator[Site]:
         yield site
 
 
-
-
 def test_a_visitor_without_consent_gets_no_session_and_no_pair(site):
     client = client_of(site, started=False)
     assert client.get("/rate/state").json()["session"] is False

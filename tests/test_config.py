@@ -61,7 +61,9 @@ def test_a_recipe_must_be_a_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
-        ("tiny.yaml", DemoSettings), ("quick.yaml", DemoSettings), ("dpo.yaml", DpoSettings),
+        ("tiny.yaml", DemoSettings),
+        ("quick.yaml", DemoSettings),
+        ("dpo.yaml", DpoSettings),
         ("reward.yaml", RewardSettings),
     ],
 )

@@ -69,8 +69,12 @@ def test_controls_share_their_seeds_clips_and_votes_and_a_second_call_runs_nothi
         summary = json.loads((folder / name / "summary.json").read_text())
         assert summary["shuffled"] is (name != "as-cast") and summary["wall_seconds"] > summary["seconds"]
         with sqlite3.connect(folder / name / "attune.db") as connection:
-            shas.append(connection.execute("select c.id, c.audio_sha256 from clip c join version v on "
-                                           "v.id = c.version_id where v.name = 'tiny-base' order by 1").fetchall())
+            shas.append(
+                connection.execute(
+                    "select c.id, c.audio_sha256 from clip c join version v on "
+                    "v.id = c.version_id where v.name = 'tiny-base' order by 1"
+                ).fetchall()
+            )
             votes.append(connection.execute("select v.id, v.outcome from vote v join listening_session l "
                                             "on l.id = v.session_id join study s on s.id = l.study_id where s.name = "
                                             "'demo-votes' order by 1").fetchall())  # fmt: skip

@@ -71,8 +71,16 @@ def report(text="a flute", **changes):
         methods=[
             MethodRow(text, interval(9.0), interval(0.6), interval(0.5)),
             MethodRow(text, interval(9.4), interval(0.7), interval(0.5), interval(0.6), kl_bound=0.636),
-            MethodRow(text, interval(9.8), interval(0.8), interval(0.5), interval(0.65, 206), kl=interval(16.0),
-                      diversity=interval(0.3), headline=True),
+            MethodRow(
+                text,
+                interval(9.8),
+                interval(0.8),
+                interval(0.5),
+                interval(0.65, 206),
+                kl=interval(16.0),
+                diversity=interval(0.3),
+                headline=True,
+            ),
         ],
         metrics=[MetricRow(text, None, interval(12.0), text, text)],
         adherence=[AdherenceRow(text, interval(0.4), interval(0.5), 0.1)],

@@ -191,9 +191,7 @@ def test_the_same_recipe_again_is_the_same_study_and_another_one_needs_another_n
 
 
 def test_gold_and_anchor_pairs_stand_between_a_clip_and_its_low_anchor(any_database, tmp_path):  # noqa: F811
-    study, clips = _made(
-        any_database, tmp_path, singing={"prompt_count": 12}, shares=Shares(gold=0.25, anchors=0.25)
-    )
+    study, clips = _made(any_database, tmp_path, singing={"prompt_count": 12}, shares=Shares(gold=0.25, anchors=0.25))
     checks = [battle for battle in _battles(any_database, study) if battle.kind is not BattleKind.NORMAL]
     # Half of all that a rater hears is ordinary: 12 pairs, 6 gold, 6 anchors.
     assert Counter(battle.kind for battle in checks) == {BattleKind.GOLD: 6, BattleKind.ANCHOR: 6}
@@ -423,9 +421,7 @@ def test_a_comment_can_be_tied_to_a_stretch_of_one_clip(sqlite_database, tmp_pat
     where = {"comment": "a click", "comment_side": Side.RIGHT}
     for start, end, said in ((0.4, 0.2, "before it begins"), (0.1, 9.0, "the clip has 0.5 s"), (-1.0, None, "0 s or")):
         with pytest.raises(VoteRejected, match=said):
-            service.record_vote(
-                session, _draft(pair, comment_start_seconds=start, comment_end_seconds=end, **where)
-            )
+            service.record_vote(session, _draft(pair, comment_start_seconds=start, comment_end_seconds=end, **where))
     with pytest.raises(VoteRejected, match="needs the clip"):
         service.record_vote(session, _draft(pair, comment="a click", comment_start_seconds=0.1))
     service.record_vote(session, _draft(pair, comment_start_seconds=0.1, comment_end_seconds=0.3, **where))
@@ -521,9 +517,7 @@ def test_an_arena_serves_only_what_was_sung_for_the_session(sqlite_database, tmp
     service = _service(sqlite_database)
     mine, other = _session(service), _session(service, "eve")
     with sqlite_database.session() as s:
-        (battle,) = studies.add_battles(
-            s, study.id, [studies.NewBattle(clips[0].prompt_id, clips[0].id, clips[1].id)]
-        )
+        (battle,) = studies.add_battles(s, study.id, [studies.NewBattle(clips[0].prompt_id, clips[0].id, clips[1].id)])
         from alignment.db.listening import serve
 
         served = serve(

@@ -67,10 +67,7 @@ class Panel:
         """Judge reward (P,): the panel's mean utility of each prompt's clip, as the gold judge hears it."""
         self.hear([clips[prompt.id] for prompt in prompts])
         return np.array(
-            [
-                np.mean([m.utility(self.heard[clips[p.id].audio_sha256], p.tags) for m in self._members])
-                for p in prompts
-            ]
+            [np.mean([m.utility(self.heard[clips[p.id].audio_sha256], p.tags) for m in self._members]) for p in prompts]
         )
 
     def adherence(self, prompts: Sequence[Prompt], clips: ClipOf) -> np.ndarray:

@@ -120,9 +120,7 @@ def prepare(ws: Workspace, settings: DemoSettings, bar: StageBar) -> dict[str, f
 
 def _sing_base(ws: Workspace, settings: DemoSettings, held_out: list[Prompt], progress: Progress) -> Clips:
     generation = settings.generation.to_domain()
-    return methods.sing_base(
-        ws, held_out, generation, spare=settings.test_pool, seed=settings.seed, progress=progress
-    )
+    return methods.sing_base(ws, held_out, generation, spare=settings.test_pool, seed=settings.seed, progress=progress)
 
 
 def _align_and_compare(

@@ -201,9 +201,7 @@ def _kind(contestant: Contestant) -> str:
 
 def _reward_card(turned: Turned) -> rep.RewardCard:
     order = [head for head in ("preference", "text_adherence", "quality") if head in turned.trust.accuracy]
-    heads = [
-        rep.HeadAccuracy(head.replace("_", " "), turned.trust.accuracy[head], 0.5, "chance") for head in order
-    ]
+    heads = [rep.HeadAccuracy(head.replace("_", " "), turned.trust.accuracy[head], 0.5, "chance") for head in order]
     facts = {
         "votes": str(len(turned.snapshot.frozen.pairs)),
         "measured by": f"{turned.trust.folds}-fold cross-validation over prompts, decisive votes",
@@ -248,9 +246,7 @@ def _metrics(turned: Turned) -> list[rep.MetricRow]:
 def _adherence(turned: Turned) -> list[rep.AdherenceRow]:
     rows = []
     for name, values in ATTRIBUTE_VALUES.items():
-        found = [
-            measure.followed(name, turned.prompts, c.clips, turned.heard) for c in (turned.base, turned.headline)
-        ]
+        found = [measure.followed(name, turned.prompts, c.clips, turned.heard) for c in (turned.base, turned.headline)]
         if None not in found:  # asked for by some caption
             rows.append(rep.AdherenceRow(name, *found, 1 / len(values)))
     return rows

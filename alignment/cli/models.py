@@ -194,9 +194,7 @@ def show(name: str, home: Home = None, database: DatabaseUrl = None, as_json: As
     for depth, step in enumerate(lineage(db, name)):
         version, pad = step.version, "  " * depth
         simulated = ", trained on simulated votes" if version.simulated else ""
-        lines.append(
-            f"{pad}{version.name}  ({version.status.value}{simulated})"
-        )
+        lines.append(f"{pad}{version.name}  ({version.status.value}{simulated})")
         lines.append(
             f"{pad}  base {version.base} {version.base_sha256[:12]}, commit {(version.commit or 'not recorded')[:12]}"
         )

@@ -69,5 +69,3 @@ def summarise_session(s: Session, session_id: uuid.UUID) -> SessionSummary | Non
         last_at=max([about.started_at, *(last for _, last in answers if last is not None)]),
         pseudonym=about.pseudonym,
     )
-
-

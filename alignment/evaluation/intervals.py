@@ -154,8 +154,10 @@ def wilson(share: float, effective_n: float, quantile: float) -> tuple[float, fl
     """(low, high) of Wilson's score interval (1927) for a share of ``effective_n`` independent votes."""
     q2 = quantile * quantile
     centre = (share + q2 / (2 * effective_n)) / (1 + q2 / effective_n)
-    half = quantile / (1 + q2 / effective_n) * math.sqrt(
-        share * (1 - share) / effective_n + q2 / (4 * effective_n * effective_n)
+    half = (
+        quantile
+        / (1 + q2 / effective_n)
+        * math.sqrt(share * (1 - share) / effective_n + q2 / (4 * effective_n * effective_n))
     )
     return max(0.0, centre - half), min(1.0, centre + half)
 

@@ -216,7 +216,7 @@ def _win_rates(data: ReportData) -> str:
         rate = contest.rate
         css = "good" if rate.low > 0.5 else "bad" if rate.high < 0.5 else "even"
         label = f"{contest.label}: {percent(rate.value)}, interval {_range(rate.interval)}, {rate.votes} votes"
-        note = f'<small>{escape(contest.note)}</small>' if contest.note else ""
+        note = f"<small>{escape(contest.note)}</small>" if contest.note else ""
         rows.append(
             f'<div class="forest-row"><div class="forest-label">{escape(contest.label)}{note}</div>'
             f"{plots.track([(rate.interval, css)], domain, reference=0.5, label=label)}"
@@ -390,9 +390,7 @@ def _facts(facts: dict[str, str]) -> str:
 
 
 def _training(data: ReportData) -> str:
-    charts = [
-        plots.line_chart(c.label, c.points, unit=c.unit, reference=c.reference, note=c.note) for c in data.curves
-    ]
+    charts = [plots.line_chart(c.label, c.points, unit=c.unit, reference=c.reference, note=c.note) for c in data.curves]
     if not any(charts):
         return ""
     body = f'<div class="charts">{"".join(charts)}</div>'
@@ -470,9 +468,7 @@ def _stages(data: ReportData) -> str:
         for s in data.stages
     )
     memory = f", peak memory {data.peak_memory_mb:,.0f} MB" if data.peak_memory_mb is not None else ""
-    return _section(
-        "time", "Time", f'<ol class="stages">{rows}</ol>', lead=f"{duration(total)} in all{memory}."
-    )
+    return _section("time", "Time", f'<ol class="stages">{rows}</ol>', lead=f"{duration(total)} in all{memory}.")
 
 
 def _hash(value: str) -> str:

@@ -181,7 +181,7 @@ class ReportData:
 
     @property
     def verdict(self) -> str:
-        """"gain" when the headline win rate's lower bound is above one half, else "no gain", or "not trained"."""
+        """ "gain" when the headline win rate's lower bound is above one half, else "no gain", or "not trained"."""
         if not self.contests:
             return "not trained"
         return self.contests[0].rate.verdict

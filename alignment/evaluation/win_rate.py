@@ -44,7 +44,7 @@ class WinRate:
 
     @property
     def verdict(self) -> str:
-        """"gain" when the interval's lower bound is above one half, else "no gain"."""
+        """ "gain" when the interval's lower bound is above one half, else "no gain"."""
         return "gain" if self.low > 0.5 else "no gain"
 
     @property

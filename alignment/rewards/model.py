@@ -62,9 +62,7 @@ class RewardModel:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @torch.no_grad()
-    def score(
-        self, prompts: Sequence[str], audio_vecs: np.ndarray, text_vecs: np.ndarray | Embeddings
-    ) -> Scores:
+    def score(self, prompts: Sequence[str], audio_vecs: np.ndarray, text_vecs: np.ndarray | Embeddings) -> Scores:
         """Scores of N clips. audio_vecs (N, D); text_vecs (N, D) or a mapping from each prompt to its (D,).
 
         Raises DataError when the shapes do not fit or an embedding is not finite."""

@@ -60,9 +60,7 @@ def from_yaml(request: Request, visitor: Signed, form: Checked) -> Response:
         faults = _faults(values)
     notice = None if faults.count else "The YAML has no faults. Read it through and create the study below."
     merged = _merged(recipe_form.defaults_of(StudyRecipe), values)
-    return _form(
-        request, visitor, merged, faults, pasted=text, notice=notice, status=422 if faults.count else 200
-    )
+    return _form(request, visitor, merged, faults, pasted=text, notice=notice, status=422 if faults.count else 200)
 
 
 @router.post("/studies/new")
@@ -125,9 +123,7 @@ def _form(
     with request.app.state.database.session(write=False) as s:
         versions = [v.name for v in list_versions(s) if v.status != VersionStatus.RETIRED]
         prompt_sets = list(s.scalars(sa.select(PromptSetRow.name).order_by(PromptSetRow.name)))
-    groups = recipe_form.groups_of(
-        StudyRecipe, values, faults, {"versions": versions, "prompt_set": prompt_sets}
-    )
+    groups = recipe_form.groups_of(StudyRecipe, values, faults, {"versions": versions, "prompt_set": prompt_sets})
     fixed = FIXED if study is not None else ()
     return page(
         request, "study_form.html", status=status, visitor=visitor, section="studies", groups=groups, faults=faults,

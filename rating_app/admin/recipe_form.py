@@ -226,9 +226,7 @@ def _bound(info: FieldInfo, *names: str) -> Any:
     return None
 
 
-def _field(
-    path: str, info: FieldInfo, value: Any, faults: tuple[str, ...], choices: Sequence[str] | None
-) -> Field:
+def _field(path: str, info: FieldInfo, value: Any, faults: tuple[str, ...], choices: Sequence[str] | None) -> Field:
     kind, options = _kind(info)
     if choices is not None and kind == "lines":
         kind, options = "choices", tuple(dict.fromkeys([*choices, *_texts(value)]))

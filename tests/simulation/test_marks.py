@@ -78,7 +78,11 @@ def test_a_version_or_reward_model_that_simulated_votes_trained_is_marked(sqlite
 @pytest.mark.parametrize("kind", list(RaterKind))
 @pytest.mark.parametrize("pool", [None, "human", "simulated", "unsaid"])
 def test_a_version_is_marked_when_simulated_votes_trained_the_model_that_picked_its_pairs(
-    kind, pool, sqlite_database, tmp_path, monkeypatch  # noqa: F811
+    kind,
+    pool,
+    sqlite_database,
+    tmp_path,
+    monkeypatch,  # noqa: F811
 ):
     taken = voted(sqlite_database, kind, "votes")
     ws = workspace(sqlite_database, tmp_path)
