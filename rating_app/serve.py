@@ -103,6 +103,7 @@ def _open(wishes: Wishes) -> Database:
 
 def _serve(wishes: Wishes, database: Database, listener: socket.socket) -> None:
     from rating_app.logs import configure_logging
+    from rating_app.server import settle
 
     configure_logging()  # before the worker speaks
     study = _study_that_is_there(wishes, database)
@@ -124,6 +125,7 @@ def _serve(wishes: Wishes, database: Database, listener: socket.socket) -> None:
             typed = ensure_arena_study(database, ClipStore(wishes.store_root))
             print(f"Type prompts yourself: {wishes.address}/?study={typed}", file=sys.stderr)
         sys.stderr.flush()
+        settle()
         return app
 
     if study is not None:

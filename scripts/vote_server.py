@@ -36,7 +36,7 @@ def main() -> None:
     from rating_app.app import create_app
     from rating_app.logs import configure_logging
     from rating_app.perimeter import Perimeter
-    from rating_app.server import make_server
+    from rating_app.server import make_server, settle
 
     database = open_database(options.database)
     # All raters of a load test share one address, and each of them is faster than a person.
@@ -46,6 +46,7 @@ def main() -> None:
         perimeter=perimeter,
     )  # fmt: skip
     configure_logging()
+    settle()
     make_server(app, port=options.port).run()
 
 
