@@ -3,7 +3,8 @@
     python -m scripts.check_adherence --json            # PPO and DPO, each on its recipe below
     python -m scripts.check_adherence --methods ppo --seed 1 --out data/adherence
 
-The reward is the cosine of CLAP's audio and text embeddings and nothing else. PPO trains online; DPO on the best
+The reward is how much closer CLAP finds a clip to its caption than to captions in general, and nothing else (or, with
+--reward clap_cosine, the plain cosine). PPO trains online; DPO on the best
 against the worst of N of the base's own clips by the same reward. Base and policies then sing captions that nobody
 trained on, each clip from the same seed, and the gold judge, which shares no weight and no recording with CLAP, says
 how much of each caption its clip has. Run again with the same --out, PPO goes on where it stopped.
@@ -53,20 +54,25 @@ class Heard:
 class Bench:
     """attune-tiny, its reward on the base's scale, and the judge."""
 
-    def __init__(self, held_out: int) -> None:
+    def __init__(self, held_out: int, reward: str) -> None:
         from alignment.music.model import MusicModel
         from alignment.rewards.encoder import ClapEncoder
+        from alignment.rewards.contrast import CaptionContrast
         from alignment.rewards.scorers import ClapCosine, SharedEncoder
         from alignment.simulation.judge import Judge
 
         self.model, self.judge = MusicModel.load("tiny"), Judge()
-        self.scorer = ClapCosine(SharedEncoder(ClapEncoder()), licence="MIT")
+        encoder, captions = SharedEncoder(ClapEncoder()), [t for t, _ in draw_captions(256, 9, reserved=False)]
+        if reward == "clap_cosine":
+            self.scorer = ClapCosine(encoder, licence="MIT")
+        else:
+            self.scorer = CaptionContrast(encoder, captions, licence="MIT")
         drawn = draw_captions(held_out, HELD_OUT_SEED, reserved=True)
         self.held_out, self.tags = [text for text, _ in drawn], [asked.as_tags() for _, asked in drawn]
         self.rewards: dict[float, Any] = {}
 
     def reward(self, clip_seconds: float) -> Any:
-        """CLAP's cosine in deviations of the base's clips of this length."""
+        """The reward in deviations of the base's clips of this length."""
         from alignment.music.sampler import sample
         from alignment.rewards.of_codes import base_reward
 
@@ -158,7 +164,7 @@ def train_dpo_arm(
 
 def check(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Every method's figures beside the base's."""
-    bench, started = Bench(options.held_out), time.monotonic()
+    bench, started = Bench(options.held_out, options.reward), time.monotonic()
     base = bench.hear()
     ppo = load_recipe(options.config, PpoSettings).model_copy(update={"seed": options.seed})
     if options.steps:
@@ -205,6 +211,7 @@ def table(found: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--reward", choices=("caption_contrast", "clap_cosine"), default="caption_contrast")
     parser.add_argument("--config", default=str(REPOSITORY / "configs" / "ppo.yaml"), help="PPO's recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="rollouts of PPO instead of the recipe's")
