@@ -30,7 +30,7 @@ from alignment.evaluation.metrics import bootstrap_mean, kl_nats_per_clip
 from alignment.simulation.captions import draw_captions
 
 METHODS = ("ppo", "dpo")
-TRAIN_SEED, HELD_OUT_SEED, SCALE_SEED, POOL_SEED = 1, 4242, 77, 7_000_000
+TRAIN_SEED, HELD_OUT_SEED, SCALE_SEED, POOL_SEED = 1, 5151, 77, 7_000_000
 SCALE_PROMPTS, BATCH = 48, 16
 COLUMNS = (("adherence", "", 3), ("adherence_gain", "+", 3), ("reward", "+", 2), ("cleanliness", "", 3), ("kl", "", 1))
 DPO = DpoSettings(
@@ -56,8 +56,8 @@ class Bench:
 
     def __init__(self, held_out: int, reward: str) -> None:
         from alignment.music.model import MusicModel
-        from alignment.rewards.encoder import ClapEncoder
         from alignment.rewards.contrast import CaptionContrast
+        from alignment.rewards.encoder import ClapEncoder
         from alignment.rewards.scorers import ClapCosine, SharedEncoder
         from alignment.simulation.judge import Judge
 
