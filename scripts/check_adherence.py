@@ -34,7 +34,7 @@ TRAIN_SEED, HELD_OUT_SEED, SCALE_SEED, POOL_SEED = 1, 5151, 77, 7_000_000
 SCALE_PROMPTS, BATCH = 48, 16
 COLUMNS = (("adherence", "", 3), ("adherence_gain", "+", 3), ("reward", "+", 2), ("cleanliness", "", 3), ("kl", "", 1))
 DPO = DpoSettings(
-    learning_rate=2e-3, beta=0.1, num_train_epochs=1, per_device_train_batch_size=16,
+    learning_rate=6e-3, beta=0.1, num_train_epochs=2, per_device_train_batch_size=16,
     lora={"r": 4, "lora_alpha": 8, "target_modules": ["cross_attention"]},
 )  # fmt: skip
 

@@ -120,9 +120,9 @@ def test_kl_per_step_sums_to_the_kl_of_the_policy_from_the_reference() -> None:
 
 def test_the_approximate_kl_is_never_negative_and_worked_by_hand() -> None:
     old = rows([0, 0])
-    new = rows([math.log(2), math.log(0.5)])
-    # 2 - 1 - ln 2 and 0.5 - 1 + ln 2: their mean is 0.25
-    assert approximate_kl(new, old).tolist() == pytest.approx([0.25], abs=1e-12)
+    new = rows([math.log(2), math.log(4)])
+    # 2 - 1 - ln 2 and 4 - 1 - 2 ln 2: their mean is 2 - 1.5 ln 2
+    assert approximate_kl(new, old).tolist() == pytest.approx([2 - 1.5 * math.log(2)], abs=1e-12)
     assert approximate_kl(old, old).tolist() == [0]
 
 
