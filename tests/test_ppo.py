@@ -93,7 +93,7 @@ def test_sampler_and_trainer_agree_and_the_first_update_starts_at_ratio_one(tmp_
     assert float((found.kl - (found.logprobs - base).sum(1)).abs().max()) < 1e-3 and float(found.kl.abs().max()) > 0.1
     assert float(found.advantages.mean()) == pytest.approx(0, abs=1e-6)
     assert float(found.advantages.std(correction=0)) == pytest.approx(1, abs=1e-5)
-    assert float(found.returns.mean()) > 1, "before that their mean was far from 0"
+    assert float(found.returns.mean()) > 0.5, "before that their mean was far from 0"
     metrics = trainer.step()
     # Nothing has moved when the only optimizer step's loss is taken: ratios are 1, standardised advantages mean 0.
     assert metrics["approx_kl"] == pytest.approx(0, abs=1e-9) and metrics["clip_ratio"] == 0
