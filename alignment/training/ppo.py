@@ -64,7 +64,7 @@ def train_ppo(
     TrainingError, naming step, prompts and last good checkpoint, for a constant reward and anything not finite."""
     started = time.monotonic()
     run_dir, prompts = Path(run_dir), list(prompts)
-    _check(model, prompts, settings)
+    _check(prompts, settings)
     about = {
         "method": "ppo",
         "settings": settings.model_dump(mode="json"),
@@ -89,7 +89,7 @@ def train_ppo(
     )  # fmt: skip
 
 
-def _check(model: MusicModel, prompts: Sequence[str], settings: PpoSettings) -> None:
+def _check(prompts: Sequence[str], settings: PpoSettings) -> None:
     if not prompts:
         raise DataError("There are no prompts to sing; give at least one.")
     clips = settings.rollout_prompts * settings.num_generations
@@ -105,8 +105,6 @@ def _check(model: MusicModel, prompts: Sequence[str], settings: PpoSettings) -> 
             f"generation.top_k is {settings.generation.top_k}: a code that it cuts off after an update has no "
             "log-probability. Set it to 0; listeners may still hear clips sung with it."
         )
-    if model.frames(settings.generation.clip_seconds) < 2:
-        raise ConfigError(f"generation.clip_seconds is {settings.generation.clip_seconds}; clips are too short.")
 
 
 class PpoTrainer:
