@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from alignment.config import PpoSettings
 from alignment.training.reinforce import Rewards
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 PROMPTS = ["calm slow piano", "fast violin with drums and bright strings", "dark organ", "lively guitar in major"]
 QUICK = PpoSettings(
     learning_rate=1e-2, max_steps=4, rollout_prompts=4, num_generations=4, num_ppo_epochs=2, num_mini_batches=2,
@@ -38,3 +40,8 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def without_times(history: list[dict]) -> list[dict]:
     return [{name: value for name, value in entry.items() if not name.startswith("seconds/")} for entry in history]
+
+
+def environment() -> dict[str, str]:
+    """That of a process which runs ``tests.ppo_run``."""
+    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
