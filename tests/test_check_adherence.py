@@ -50,7 +50,7 @@ def test_adherence_rises_on_held_out_captions_by_the_judge(
     tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Some six minutes on a free core for each method.
-    check_adherence.main(["--methods", method, "--out", str(tmp_path), "--json"])
+    check_adherence.main(["--methods", method, "--seed", "1", "--out", str(tmp_path), "--json"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["methods"]
     assert found[method]["prompts"] == 300
     assert found[method]["adherence_gain_low"] > 0, found[method]
