@@ -41,7 +41,7 @@ def test_the_recipe_that_ships_is_valid_and_is_what_the_script_reads() -> None:
     recipe = load_recipe(REPOSITORY / "configs" / "ppo.yaml", PpoSettings)
     assert recipe.lora.target_modules == ("cross_attention",) and recipe.generation.clip_seconds == 1.5
     first = (REPOSITORY / "configs" / "ppo.yaml").read_text().splitlines()[0]
-    assert first == "# python -m scripts.check_adherence --config configs/ppo.yaml"
+    assert first.endswith("python -m scripts.check_adherence"), "the command that measures it"
 
 
 @pytest.mark.slow
