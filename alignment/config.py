@@ -43,11 +43,12 @@ class GenerationSettings(Recipe):
 
 
 class LoraSettings(Recipe):
-    """A LoRA adapter on the decoder (PEFT's names)."""
+    """An adapter on the decoder, LoRA or another of PEFT's kinds (PEFT's names)."""
 
+    kind: Literal["lora", "loha", "ia3"] = Field("lora", description="ia3 has no rank and no scale")
     r: int = Field(16, ge=1, le=512, description="rank")
     lora_alpha: float = Field(32.0, gt=0, description="scale; the update is multiplied by lora_alpha / r")
-    target_modules: tuple[Literal["self_attention", "cross_attention", "feed_forward"], ...] = Field(
+    target_modules: tuple[Literal["self_attention", "cross_attention", "feed_forward", "heads"], ...] = Field(
         ("self_attention", "cross_attention", "feed_forward"), min_length=1, description="where adapters sit"
     )
 
@@ -69,7 +70,7 @@ class RewardSettings(Recipe):
 
 
 class AdapterSettings(Recipe):
-    """What every training of a LoRA adapter takes (TRL's names)."""
+    """What every training of an adapter takes (TRL's names)."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
     num_train_epochs: float = Field(2.0, gt=0)
@@ -78,7 +79,11 @@ class AdapterSettings(Recipe):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
+    eval_steps: int = Field(0, ge=0, description="optimizer steps between evaluations; 0 trains to the end")
+    patience: int = Field(3, ge=1, description="evaluations without a better adapter before stopping")
+    report_to: str = Field("none", description="tensorboard, wandb, mlflow or whatever else the Trainer knows")
     gradient_checkpointing: bool = False
+    bf16: bool = Field(False, description="products in bfloat16; the adapter, its gradients and sums stay float32")
     lora: LoraSettings = LoraSettings()
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
@@ -86,20 +91,61 @@ class AdapterSettings(Recipe):
 class DpoSettings(AdapterSettings):
     """Direct preference optimisation with LoRA (TRL's names)."""
 
-    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "dpop"] = "sigmoid"
     beta: float = Field(0.1, gt=0, le=100, description="strength of the pull to the reference")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of votes taken to be flipped")
-    chosen_weight: float = Field(
-        0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)"
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of votes taken to be flipped: conservative DPO, or robust DPO's rate"
     )
-    eval_steps: int = Field(0, ge=0, description="optimizer steps between validations; 0 trains to the end")
-    patience: int = Field(3, ge=1, description="validations without a better loss before stopping")
+    tie_weight: float = Field(
+        0.0, ge=0, le=1, description="weight of a tied vote as a pair that both clips win by half; 0 leaves ties out"
+    )
+    chosen_weight: float = Field(
+        0.0, ge=0, description="weight of the term on the chosen clip: RPO's, or with loss_type dpop DPOP's lambda"
+    )
+    chosen_floor: float = Field(
+        0.5, ge=0, description="nats a code the chosen clips may fall below the reference; then the run stops; 0: never"
+    )
 
 
 class ExpertSettings(AdapterSettings):
     """Expert iteration: maximum likelihood with LoRA on the clips that a reward model likes best (TRL's names)."""
 
     keep: int = Field(1, ge=1, description="best clips kept of each prompt's N")
+
+
+class ValueSettings(Recipe):
+    """The value head of PPO and how advantages are estimated with it; only ``advantage: gae`` reads it."""
+
+    lam: float = Field(1.0, ge=0, le=1, description="lambda of generalised advantage estimation")
+    hidden: int = Field(64, ge=1, le=8192, description="width of the head's hidden layer")
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    epochs: int = Field(4, ge=1, description="passes of the head alone over each rollout")
+    warmup_steps: int = Field(1, ge=0, description="first rollouts that train the value head and nothing else")
+
+
+class PpoSettings(Recipe):
+    """Online optimisation of an adapter by PPO, RLOO or GRPO (TRL's names). A step is one rollout and its updates."""
+
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    max_steps: int = Field(40, ge=1, description="rollouts")
+    rollout_prompts: int = Field(16, ge=1, description="prompts of one rollout, over all processes together")
+    num_generations: int = Field(4, ge=1, description="clips of each of these prompts")
+    num_ppo_epochs: int = Field(2, ge=1, description="passes over each rollout")
+    num_mini_batches: int = Field(2, ge=1, description="optimizer steps of one pass")
+    per_device_train_batch_size: int = Field(16, ge=1, description="clips scored at once; changes speed only")
+    advantage: Literal["gae", "rloo", "grpo"] = Field("gae", description="how a clip's reward becomes advantages")
+    cliprange: float = Field(0.2, gt=0, lt=1, description="how far a delayed step's ratio may go from 1")
+    kl_coef: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in units of the reward")
+    kl_target: float = Field(0.0, ge=0, description="KL in nats a clip that kl_coef is adapted to; 0 keeps it fixed")
+    max_grad_norm: float = Field(1.0, gt=0)
+    save_steps: int = Field(0, ge=0, description="rollouts between checkpoints; 0 saves at the end only")
+    eval_steps: int = Field(0, ge=0, description="rollouts between calls of the watch; 0 trains to the end")
+    patience: int = Field(3, ge=1, description="calls of the watch without a better held-out reward before stopping")
+    gradient_checkpointing: bool = False
+    value: ValueSettings = ValueSettings()
+    generation: GenerationSettings = GenerationSettings()
+    lora: LoraSettings = LoraSettings(r=4, lora_alpha=8)
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
 class AlignSettings(Recipe):
