@@ -14,9 +14,11 @@ import torch
 from alignment.config import RewardSettings
 from alignment.domain import Axis, Outcome, Pair, Split
 from alignment.errors import DataError, ModelError, NotFoundError, TrainingError
-from alignment.rewards.heads import HEADS, HeadEnsemble, soft_bradley_terry
+from alignment.rewards.heads import HEADS, HeadEnsemble
+from alignment.rewards.losses import reward_loss, soft_bradley_terry
 from alignment.rewards.model import RewardModel
-from alignment.rewards.train import axis_target, cross_validate, pair_tensors, reward_loss, train_reward
+from alignment.rewards.table import axis_target, table_of
+from alignment.rewards.train import cross_validate, train_reward
 from tests.training_support import TrlModel, pair, trl_state, unit_vectors
 
 WIDTH = 12
