@@ -23,7 +23,7 @@ class PairTable:
 
     ``targets`` (N, 3) float32 is the credit of clip a under each of HEADS, NaN where nobody answered. ``rater`` (N,)
     is a row of ``raters``, -1 where there is none. ``side`` (N,) is 1 where a was shown left and b right, 0 where
-    there were no sides. 45 bytes a comparison."""
+    there were no sides. 49 bytes a comparison."""
 
     audio: np.ndarray  # (C, D) float32
     text: np.ndarray  # (P, D) float32
