@@ -35,7 +35,7 @@ def test_only_ratings_that_may_train_are_counted_with_what_was_said(sqlite_datab
             ))  # fmt: skip
     raters = {}
     for name in ("ann", "bob", "cid"):
-        raters[name] = service.enrol_rater(name, kind=RaterKind.HUMAN, cohort=f"cohort of {name}")
+        raters[name] = service.enrol_rater(name, kind=RaterKind.SIMULATED, cohort=f"cohort of {name}")
         session = service.open_session(raters[name], "study")
         while (item := service.next_rating(session, rng=rng)) is not None:
             service.record_rating(session, RatingDraft(item.id, uuid.uuid4().hex, quality=70, relevance=40,
@@ -57,7 +57,7 @@ def test_only_ratings_that_may_train_are_counted_with_what_was_said(sqlite_datab
 def test_a_vote_carries_its_raters_cohort_and_its_flags_into_the_snapshot(sqlite_database):  # noqa: F811
     filled = fill(sqlite_database, battles=3)
     service, rng = service_of(sqlite_database), random.Random(0)
-    rater = service.enrol_rater("ann", kind=RaterKind.HUMAN, cohort="pianists")
+    rater = service.enrol_rater("ann", kind=RaterKind.SIMULATED, cohort="pianists")
     session = service.open_session(rater, "study")
     while (served := service.next_assignment(session, rng=rng)) is not None:
         service.record_vote(session, VoteDraft(served.id, uuid.uuid4().hex, Outcome.A, heard_left_seconds=3.0,
