@@ -70,15 +70,15 @@ def test_terms_scale_by_the_rater_and_add_the_pull_of_the_side() -> None:
     # Ties: none known, none of two, one of two: nu = 2 * 0.5 / 0.5.
     assert terms.log_ties[1, 2].exp().item() == pytest.approx(2.0)
     with torch.no_grad():
-        terms.raters.copy_(torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]))
+        terms.raters.copy_(torch.tensor([[math.log(2), math.log(3)], [0.0, 0.0]]))
         terms.side[0] = torch.tensor([0.0, 0.0, 0.25])
     given = {head: torch.tensor([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]) for head in HEADS}
     found = terms(given, torch.tensor([0, 1, -1]), torch.tensor([1, 1, 0]))
-    assert found["preference"][0].tolist() == pytest.approx([2.25, 6.25, 2.0])
-    assert found["quality"][0].tolist() == pytest.approx([2.0, 6.0, 2.0])
+    assert found["preference"][0].tolist() == pytest.approx([4.25, 6.25, 2.0])
+    assert found["quality"][0].tolist() == pytest.approx([4.0, 6.0, 2.0])
     assert found["preference"][1].tolist() == pytest.approx([1.0, 1.0, 1.0])
-    # Minus the log-density of a normal prior: (ln 3)^2 / (2 * 0.25).
-    assert terms.penalty().tolist() == pytest.approx([2 * math.log(3) ** 2, 0.0], abs=1e-6)
+    # Minus the log-density of a normal prior: ((ln 2)^2 + (ln 3)^2) / (2 * 0.25).
+    assert terms.penalty().tolist() == pytest.approx([2 * (math.log(2) ** 2 + math.log(3) ** 2), 0.0], abs=1e-6)
     alone = VoteTerms(2, 1, targets, ties=False, side=False, rater_deviation=0.5)
     assert alone.raters is None and not list(alone.parameters()) and alone.penalty() == 0.0
 
