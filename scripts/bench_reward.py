@@ -110,7 +110,7 @@ def measure(pairs: int, width: int, settings: RewardSettings, folder: Path, seed
         "epochs": model.metrics["epochs"], "valid_ece": model.metrics["valid_ece"]["preference"],
         "ties_nu": model.ties.get("preference"), "side": model.metrics.get("side", {}).get("preference"),
         "settings": settings.model_dump(mode="json"), "width": width, "threads": torch.get_num_threads(),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "load_before": None},
+        "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }  # fmt: skip
 
