@@ -17,10 +17,11 @@ from alignment.circle.generate import Clips
 from alignment.circle.workspace import Progress, Workspace, current_commit, no_progress
 from alignment.config import DpoSettings, RewardSettings
 from alignment.db import runs, snapshots, studies, versions
+from alignment.db.rated import counted_ratings
 from alignment.db.votes import counted_votes
 from alignment.domain import Clip, Pair, Prompt, Split, Version
 from alignment.errors import DataError
-from alignment.preferences import FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
+from alignment.preferences import EXCLUDED, FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
 from alignment.versions import register_adapter
 
 if TYPE_CHECKING:
@@ -37,13 +38,21 @@ class NamedSnapshot:
 
 
 def take_snapshot(
-    ws: Workspace, name: str, study_names: Sequence[str], *, both_bad: str = "tie", shuffle_seed: int | None = None
+    ws: Workspace,
+    name: str,
+    study_names: Sequence[str],
+    *,
+    both_bad: str = "tie",
+    shuffle_seed: int | None = None,
+    exclude: Sequence[str] = EXCLUDED,
 ) -> NamedSnapshot:
-    """Freeze the studies' votes so far into the store and record it. Raises DataError when the name is taken."""
+    """Freeze the studies' votes and ratings so far into the store and record it; votes that a detector last gave a
+    verdict of ``exclude`` stay out. Raises DataError when the name is taken."""
     with ws.database.session(write=False) as s:
         ids = [studies.get_study(s, study).id for study in study_names]
         rows = counted_votes(s, study_ids=ids, for_training=True)
-    frozen = freeze_snapshot(rows, both_bad=both_bad, shuffle_seed=shuffle_seed)
+        rated = counted_ratings(s, study_ids=ids)
+    frozen = freeze_snapshot(rows, both_bad=both_bad, shuffle_seed=shuffle_seed, exclude=exclude, ratings=rated)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.jsonl"
         write_snapshot(frozen, path)
@@ -51,8 +60,8 @@ def take_snapshot(
     with ws.database.session() as s:
         snapshot_id = snapshots.add_snapshot(
             s, name=name, policy=dict(frozen.policy) | {"studies": list(study_names)},
-            high_water_mark=max(rows, key=lambda row: row.created_at).vote_id, content_sha256=frozen.content_sha256,
-            uri=uri, simulated=frozen.simulated, members=frozen.members,
+            high_water_mark=max(rows, key=lambda row: row.created_at).vote_id if rows else None,
+            content_sha256=frozen.content_sha256, uri=uri, simulated=frozen.simulated, members=frozen.members,
         )  # fmt: skip
     return NamedSnapshot(name, snapshot_id, frozen)
 
@@ -65,9 +74,18 @@ def load_snapshot(ws: Workspace, name: str) -> NamedSnapshot:
 
 
 def train_reward_model(
-    ws: Workspace, name: str, snapshot: NamedSnapshot, settings: RewardSettings, progress: Progress = no_progress
+    ws: Workspace,
+    name: str,
+    snapshot: NamedSnapshot,
+    settings: RewardSettings,
+    progress: Progress = no_progress,
+    *,
+    run_dir: Path | None = None,
 ) -> RewardModel:
-    """A reward model trained on the snapshot, stored and recorded under ``name``."""
+    """A reward model trained on the snapshot's votes and ratings, stored and recorded under ``name``.
+
+    With ``run_dir`` a training that was killed goes on from its last epoch there. Raises StoreError when a clip of the
+    snapshot is missing from the store."""
     from alignment.rewards.train import train_reward
 
     check_name(name)
@@ -75,12 +93,14 @@ def train_reward_model(
         if name in {known.name for known in runs.list_reward_models(s)}:
             raise DataError(f"Reward model {name} exists already; give the new one another name.")
     began = time.monotonic()
-    pairs = snapshot.frozen.pairs
-    audio = ws.embed_audio([ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)])
-    text = ws.embed_text([pair.prompt_text for pair in pairs])
+    pairs, ratings = snapshot.frozen.pairs, snapshot.frozen.ratings
+    clips = [ref for pair in pairs for ref in (pair.a, pair.b)] + [rating.clip for rating in ratings]
+    audio = ws.embed_audio([clip.audio_sha256 for clip in clips])
+    text = ws.embed_text([one.prompt_text for one in (*pairs, *ratings)])
     model = train_reward(
-        pairs, audio, text, settings, lambda epoch, epochs, _: progress(epoch, epochs), encoder=ws.encoder.name
-    )
+        pairs, audio, text, settings, lambda epoch, epochs, _: progress(epoch, epochs), encoder=ws.encoder.name,
+        ratings=ratings, run_dir=run_dir,
+    )  # fmt: skip
     progress(1, 1)
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "reward")
