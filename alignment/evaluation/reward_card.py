@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -16,11 +16,10 @@ from alignment.evaluation.calibration import Calibration, calibration
 from alignment.evaluation.intervals import Interval, clustered_share
 from alignment.evaluation.metrics import bootstrap_mean
 from alignment.evaluation.report import _plain
-from alignment.evaluation.terminal import percent
+from alignment.evaluation.terminal import number, percent
 from alignment.rewards.baselines import WORDS
-from alignment.rewards.card import Baseline, Evidence, agreement, axis_credit, preferences
+from alignment.rewards.card import Baseline, Evidence, agreement, axis_credit, preferences, taken_out
 
-FOLLOWS = 0.8  # a model that sides with a simple scorer this often, and predicts no better, is called by its name
 QUIETER_DB = 6.0
 LABELS = {"clap_cosine": "CLAP cosine", "loudness": "Loudness", "level": "Level", "length": "Length"}
 HEAD_LABELS = {"text_adherence": "text adherence", "quality": "quality", "preference": "preference"}
@@ -39,7 +38,8 @@ class CardRow:
 @dataclass(frozen=True)
 class BaselineRow:
     """A simple scorer on the same votes: its ``accuracy``, the model's ``advantage`` over it vote by vote, and the
-    share of pairs on which the model ``follows`` it (equal values count half)."""
+    share of pairs on which the model ``follows`` it (equal values count half). ``beyond`` is the model's accuracy once
+    the scorer is taken out of its scores: chance if it hears nothing else."""
 
     name: str
     label: str
@@ -47,6 +47,13 @@ class BaselineRow:
     accuracy: Interval
     advantage: Interval
     follows: Interval
+    beyond: Interval
+
+    @property
+    def explains(self) -> bool:
+        """Whether it predicts votes, the model goes with it, and nothing more is shown of the model."""
+        more = self.advantage.low > 0 or self.beyond.low > 0.5
+        return self.accuracy.low > 0.5 and self.follows.low > 0.5 and not more
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def _rows(evidence: Evidence, correct: np.ndarray, overall: Interval) -> list[Ca
         add("By cohort", "cohort not told", where([not c for c in cohorts]))
     loud = next((b for b in evidence.baselines if b.name == "loudness"), None)
     if loud is not None:
-        agreed = agreement(loud.differences * loud.sign, vote)  # sign 1: the louder clip
+        agreed = agreement(loud.values[:, 0] - loud.values[:, 1], vote)  # as it is, whichever way it was turned
         add("By loudness", "The louder clip won", where(agreed == 1))
         add("By loudness", "The quieter clip won", where(agreed == 0), "near 0% if it only hears loudness")
     return rows
@@ -176,12 +183,15 @@ def _baseline_row(
 ) -> BaselineRow:
     theirs = agreement(one.differences, vote)
     accuracy, half = _share(theirs, pairs), _share(0.5 + 0.5 * (correct - theirs), pairs)
+    if accuracy is not None and not one.differences.any():  # equal values: a half by rule, with nothing uncertain
+        accuracy = replace(accuracy, low=0.5, high=0.5)
     follows = _share(0.5 + 0.5 * np.sign(one.differences * preference), pairs)
-    assert accuracy is not None and half is not None and follows is not None
+    beyond = _share(agreement(taken_out(preference, one.values), vote), pairs)
+    assert accuracy is not None and half is not None and follows is not None and beyond is not None
     value, low, high = (2 * x - 1 for x in (half.value, half.low, half.high))
     advantage = Interval(value, low, high, half.n, half.clusters, half.confidence)
-    prefers = WORDS[one.name][0 if one.sign > 0 else 1]
-    return BaselineRow(one.name, LABELS[one.name], prefers, accuracy, advantage, follows)
+    prefers = WORDS[one.name][0 if one.signs.sum() >= 0 else 1]
+    return BaselineRow(one.name, LABELS[one.name], prefers, accuracy, advantage, follows, beyond)
 
 
 def _judge(
@@ -189,33 +199,32 @@ def _judge(
 ) -> tuple[str, str, tuple[str, ...]]:
     """(verdict, headline, findings): what the figures allow to say and no more."""
     better = overall.low > 0.5
+    explained = [_named(row) for row in baselines if row.explains]
+    unbeaten = [_named(row) for row in baselines if row.advantage.low <= 0]
     sure = f"{percent(overall.value)} ({percent(overall.low)} to {percent(overall.high)}) of decisive votes"
     findings = [f"{'Better than chance' if better else 'Not shown to be better than chance'}: it predicts {sure}."]
-    exposed, unbeaten = [], []
     for row in baselines:
         by = f"{_points(row.advantage.value)} points ({_points(row.advantage.low)} to {_points(row.advantage.high)})"
         if row.advantage.low > 0:
-            findings.append(f"Beats {row.label.lower() if row.name != 'clap_cosine' else row.label} by {by}.")
+            findings.append(f"Beats {_named(row)} by {by}.")
             continue
-        unbeaten.append(row)
-        named = row.label if row.name == "clap_cosine" else row.label.lower()
-        follows = ""
-        if row.follows.value >= FOLLOWS:
-            exposed.append(row)
-            follows = f" It prefers {row.prefers} in {percent(row.follows.value)} of pairs."
-        findings.append(f"{'Worse than' if row.advantage.high < 0 else 'Not shown to beat'} {named}: {by}.{follows}")
+        said = f"{'Worse than' if row.advantage.high < 0 else 'Not shown to beat'} {_named(row)}: {by}."
+        if row.explains:
+            left = f"{percent(row.beyond.value)} ({percent(row.beyond.low)} to {percent(row.beyond.high)})"
+            said += (
+                f" It prefers {row.prefers} in {percent(row.follows.value)} of pairs; with {_named(row)} taken out of "
+                f"its scores it predicts {left}."
+            )
+        findings.append(said)
     if shift is not None:
-        findings.append(
-            f"The same clip {QUIETER_DB:g} dB quieter scores lower by {shift.value:.2f} ({shift.low:.2f} to "
-            f"{shift.high:.2f}) of a typical difference between two clips."
-        )
-    if exposed:
-        return "exposed", f"{name} hears little more than {exposed[0].label.lower()}", tuple(findings)
+        findings.append(f"{level_sentence(shift)}.")
+    if explained:
+        return "exposed", f"{name} is not shown to hear more than {' or '.join(explained)}", tuple(findings)
     if not better:
         return "unproven", f"{name} is not shown to predict votes better than chance", tuple(findings)
     if unbeaten:
-        named = " or ".join(row.label if row.name == "clap_cosine" else row.label.lower() for row in unbeaten)
-        return "unproven", f"{name} predicts votes, but is not shown to beat {named}", tuple(findings)
+        headline = f"{name} predicts votes, but is not shown to beat {' or '.join(unbeaten)}"
+        return "unproven", headline, tuple(findings)
     return "sound", f"{name} predicts votes better than chance and every baseline", tuple(findings)
 
 
@@ -269,6 +278,18 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
     if length is not None and not length.differences.any():
         notes.append("All clips of a pair are equally long, so length says nothing here.")
     return tuple(notes)
+
+
+def _named(row: BaselineRow) -> str:
+    return row.label if row.name == "clap_cosine" else row.label.lower()
+
+
+def level_sentence(shift: Interval) -> str:
+    """What the level probe found, in words; ``shift`` in typical differences between two clips of a pair."""
+    return (
+        f"Played {QUIETER_DB:g} dB quieter, the same clip loses {number(shift.value)} ({number(shift.low)} to "
+        f"{number(shift.high)}) of a typical difference between two clips"
+    )
 
 
 def _points(value: float) -> str:

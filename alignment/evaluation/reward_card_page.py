@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,7 +15,7 @@ from string import Template
 from alignment.errors import StoreError
 from alignment.evaluation import page, plots
 from alignment.evaluation.intervals import Interval
-from alignment.evaluation.reward_card import QUIETER_DB, CardRow, RewardCard
+from alignment.evaluation.reward_card import QUIETER_DB, CardRow, RewardCard, level_sentence
 from alignment.evaluation.terminal import clean, number, percent
 
 HEIGHT = 260  # of a plot, in CSS pixels
@@ -27,6 +28,9 @@ GLOSSARY = (
     ("Baseline", "a scorer that knows nothing of the votes but, for loudness, level and length, whether more or less "
                  "is liked. A reward model has to beat each, vote by vote."),
     ("Follows", "share of pairs on which the model prefers the same clip as the baseline does."),
+    ("With it taken out", "accuracy of what is left of the model's scores when a cubic of the baseline's values is "
+                          "taken out of them, by least squares and blind to the votes. A model that hears nothing but "
+                          "loudness is left with noise, so 50%, however well it did before."),
     ("Calibration", "of the votes to which the model gives 70%, seven in ten should come true. ECE is the mean "
                     "distance from that, weighted by votes."),
     ("Within one version", "both clips by the same version. Across versions a model may win by telling versions apart, "
@@ -53,7 +57,7 @@ def render_card(card: RewardCard) -> str:
         _calibration(card),
         _raters(card),
         _curve(card),
-        page._section("facts", "The model", page._facts(dict(card.facts))),
+        page._section("facts", "The model", page._facts(dict(card.facts))) if card.facts else "",
         page._section("words", "Words", f'<dl class="glossary">{words}</dl>'),
     ]
     return Template(read["report.html"]).substitute(
@@ -81,7 +85,8 @@ def write_card(card: RewardCard, path: str | Path) -> Path:
             f"{path}: the card cannot be written ({error.strerror or error}); free space or choose another folder."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is none, the first error says it all
+            temporary.unlink(missing_ok=True)
     return path
 
 
@@ -165,21 +170,24 @@ def _baselines(card: RewardCard) -> str:
         f"<td>{percent(row.accuracy.value)}<small>{page._range(row.accuracy)}</small></td>"
         f"<td>{points(row.advantage)}</td>"
         f"<td>{percent(row.follows.value)}<small>{page._range(row.follows)}</small></td>"
+        f"<td>{percent(row.beyond.value)}<small>{page._range(row.beyond)}</small></td>"
         f"<td>{row.accuracy.n:,}</td></tr>"
         for row in card.baselines
     )
     head = "".join(
         f'<th scope="col">{name}</th>'
-        for name in ("Baseline", "Its accuracy", "The model's lead, points", "The model follows it", "Votes")
+        for name in (
+            "Baseline",
+            "Its accuracy",
+            "The model's lead, points",
+            "The model follows it",
+            "With it taken out",
+            "Votes",
+        )
     )
     probe = ""
     if card.level_shift is not None:
-        found = card.level_shift
-        probe = (
-            f'<p class="legend">Level probe: the same clip {QUIETER_DB:g} dB quieter scores lower by {found.value:.2f} '
-            f"({found.low:.2f} to {found.high:.2f}) of a typical difference between two clips of a pair; {found.n:,} "
-            "clips.</p>"
-        )
+        probe = f'<p class="legend">{level_sentence(card.level_shift)}; {card.level_shift.n:,} clips.</p>'
     return page._section(
         "baselines", "What it has to beat",
         '<div class="scroll" tabindex="0" role="region" aria-label="Baselines"><table class="baselines"><thead><tr>'
@@ -264,7 +272,7 @@ def _point_chart(
     parts = [f'<svg class="pointchart" width="100%" height="{HEIGHT}" role="img" aria-label="{escape(label)}">']
     for tick in ticks:
         parts.append(f'<line class="grid" x1="8%" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>')
-        parts.append(f'<text class="tick" x="0" y="{y(tick) - 3}">{percent(tick)}</text>')
+        parts.append(f'<text class="tick" x="0" y="{y(tick) - 3}">{100 * tick:.0f}%</text>')
     for value, name in x_ticks:
         parts.append(f'<text class="tick" x="{x(value)}" y="{HEIGHT - 4}" text-anchor="middle">{escape(name)}</text>')
     if diagonal:

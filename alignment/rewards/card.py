@@ -42,14 +42,19 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A simple scorer's ``differences`` (n,), signed so that a positive one stands for clip a.
+    """A simple scorer's ``values`` (n, 2) of clips a and b of each pair asked about.
 
-    ``sign`` is 1 where more was better in the votes learnt from, -1 where less was; of several deals the last one's.
-    CLAP cosine is never turned."""
+    ``signs`` (n,) are 1 where more was better in the votes learnt from, -1 where less was. CLAP cosine is never turned.
+    """
 
     name: str
-    sign: int
-    differences: np.ndarray
+    signs: np.ndarray
+    values: np.ndarray
+
+    @property
+    def differences(self) -> np.ndarray:
+        """(n,) positive where the scorer, turned, stands for clip a."""
+        return self.signs * (self.values[:, 0] - self.values[:, 1])
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,18 @@ def agreement(differences: np.ndarray, credit: np.ndarray) -> np.ndarray:
     return np.where((credit == 0.5) | np.isnan(credit), np.nan, agreed)
 
 
+def taken_out(differences: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(n,) what is left of score differences (n,) once a cubic of a simple scorer's values (n, 2) is taken out.
+
+    Least squares over the pairs, blind to the votes. Of a model that hears nothing else, noise is left."""
+    spread = values.std()
+    if not spread > 0:
+        return differences
+    a, b = ((values - values.mean()) / spread).T
+    design = np.column_stack([a**power - b**power for power in (1, 2, 3)])
+    return differences - design @ np.linalg.lstsq(design, differences, rcond=None)[0]
+
+
 def level_shifts(
     model: RewardModel, prompts: Sequence[str], heard: np.ndarray, quieter: np.ndarray, text: Embeddings
 ) -> np.ndarray:
@@ -229,23 +246,27 @@ def _try_train(
 def _baseline(
     name: str, deals: Sequence[Deal], audio: Embeddings, text: Embeddings, measured: Mapping[str, Mapping[str, float]]
 ) -> Baseline:
-    """Differences of one simple scorer, turned in each deal to the direction of the votes learnt from."""
+    """One simple scorer, turned in each deal to the direction of the votes learnt from."""
     signs, parts = [], []
     for deal in deals:
         sign = 1
         if name != "clap_cosine":
-            agreed = agreement(_simple(name, deal.learnt, audio, text, measured), preferences(deal.learnt))
+            values = _simple(name, deal.learnt, audio, text, measured)
+            agreed = agreement(values[:, 0] - values[:, 1], preferences(deal.learnt))
             sign = -1 if np.nanmean(np.append(agreed, 0.5)) < 0.5 else 1
-        signs.append(sign)
-        parts.append(sign * _simple(name, deal.asked, audio, text, measured))
-    return Baseline(name, signs[-1], np.concatenate(parts))
+        signs.append(np.full(len(deal.asked), sign))
+        parts.append(_simple(name, deal.asked, audio, text, measured))
+    return Baseline(name, np.concatenate(signs), np.concatenate(parts))
 
 
 def _simple(
     name: str, pairs: Sequence[Pair], audio: Embeddings, text: Embeddings, measured: Mapping[str, Mapping[str, float]]
 ) -> np.ndarray:
-    """(n,) a simple scorer's value of clip a less that of clip b."""
+    """(n, 2) a simple scorer's values of clips a and b."""
+    shas = [(pair.a.audio_sha256, pair.b.audio_sha256) for pair in pairs]
     if name == "clap_cosine":
-        return np.array([float((audio[p.a.audio_sha256] - audio[p.b.audio_sha256]) @ text[p.prompt_text])
-                         for p in pairs])  # fmt: skip
-    return np.array([measured[p.a.audio_sha256][name] - measured[p.b.audio_sha256][name] for p in pairs])
+        values = [[float(audio[sha] @ text[pair.prompt_text]) for sha in both]
+                  for both, pair in zip(shas, pairs, strict=True)]  # fmt: skip
+    else:
+        values = [[measured[sha][name] for sha in both] for both in shas]
+    return np.array(values, dtype=np.float64).reshape(-1, 2)
