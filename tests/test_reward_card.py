@@ -179,6 +179,23 @@ def test_a_model_with_loudness_and_more_is_not_called_by_loudness_name() -> None
         assert make_card("likes", evidence, simulated=False, created_at="now").verdict == verdict
 
 
+def test_a_model_that_hears_what_goes_with_loudness_is_told_from_one_that_hears_loudness() -> None:
+    """Levels (0, -6) and (-12, 0) dB, scores 2 and -4 apart: by nature 6 dB cost 2 of a typical sqrt(10)."""
+    pairs = tuple(replace(pair(n, (Outcome.A, Outcome.B)[n % 2], prompt=f"prompt {n}"), rater_id=f"rater-{n}")
+                  for n in range(40))  # fmt: skip
+    values = np.array([[0.0, -6.0], [-12.0, 0.0]] * 20)
+    evidence = Evidence(pairs, dict.fromkeys(Axis, np.full(40, np.nan)) | {"preference": np.array([2.0, -4.0] * 20)},
+                        (Baseline("level", np.ones(40), values),), (), 0)  # fmt: skip
+    prompts = [f"prompt {n}" for n in range(8)]
+    for lost, hears, verdict in ((2.0, True, "exposed"), (0.1, False, "unproven"), (-2.0, False, "unproven")):
+        made = make_card("likes", evidence, simulated=False, created_at="now",
+                         level_shifts=(prompts, np.full(8, lost)))  # fmt: skip
+        assert made.level is not None and made.level.by_nature == pytest.approx(2 / 10**0.5)
+        assert made.level.shift.value == pytest.approx(lost / 10**0.5) and made.level.hears_level is hears
+        assert made.verdict == verdict, made.findings
+    assert "though it hears neither" in made.headline
+
+
 def test_raters_are_compared_with_each_other_on_pairs_that_two_of_them_heard() -> None:
     def vote(rater: str, outcome: Outcome, a: str, b: str, prompt: str = "x") -> Pair:
         return replace(pair(0, outcome, prompt=prompt, a=a, b=b), rater_id=rater)
@@ -334,7 +351,7 @@ def test_real_sound_whose_votes_follow_loudness_is_exposed_and_the_level_probe_m
     made = make_card("likes", evidence, simulated=True, created_at="now",
                      level_shifts=([p.prompt_text for p in evidence.pairs], shifts))  # fmt: skip
     assert made.verdict == "exposed" and baseline(made, "loudness").accuracy.value == 1.0
-    assert made.level_shift is not None and made.level_shift.low > 0
+    assert made.level is not None and made.level.shift.low > 0 and made.level.hears_level
     assert "loses" in card_text(made)
 
 

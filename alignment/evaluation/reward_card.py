@@ -67,9 +67,34 @@ class RaterFigures:
 
 
 @dataclass(frozen=True)
+class LevelProbe:
+    """What 6 dB of level do to the preference score, in typical differences between two clips of a pair.
+
+    ``shift``: what a clip loses when it is itself played 6 dB quieter. ``by_nature``: how much less, by least squares,
+    a clip scores than the other of its pair for each 6 dB that it is quieter. A model that hears level has the two
+    alike; one that hears what goes with level, such as a dense piece, has the second alone."""
+
+    shift: Interval
+    by_nature: float
+
+    @property
+    def hears_level(self) -> bool:
+        """Whether at least half of what goes with level is level itself."""
+        return self.shift.value * self.by_nature > 0 and abs(self.shift.value) >= abs(self.by_nature) / 2
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+        low, high = number(self.shift.low), number(self.shift.high)
+        return (
+            f"Played {QUIETER_DB:g} dB quieter, the same clip loses {number(self.shift.value)} ({low} to {high}) of a "
+            f"typical difference between two clips; a clip that is so much quieter by nature, {number(self.by_nature)}"
+        )
+
+
+@dataclass(frozen=True)
 class RewardCard:
-    """Everything a card shows. ``verdict``: "sound", "unproven" or "exposed"; ``level_shift``: how far 6 dB of level
-    move the score, in typical differences between two clips of a pair."""
+    """Everything a card shows. ``verdict``: "sound", "unproven" or "exposed"."""
 
     name: str
     verdict: str
@@ -81,7 +106,7 @@ class RewardCard:
     calibration: Calibration
     curve: tuple[tuple[int, Interval], ...]
     raters: RaterFigures | None
-    level_shift: Interval | None
+    level: LevelProbe | None
     simulated: bool
     created_at: str
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -125,11 +150,8 @@ def make_card(
         share = _share(point.agreement, point.pairs)
         if share is not None:
             curve.append((point.votes, share))
-    shift = None
-    if level_shifts is not None and len(level_shifts[1]):
-        typical = float(np.sqrt(np.mean(preference**2))) or 1.0
-        shift = bootstrap_mean(level_shifts[1] / typical, level_shifts[0])
-    verdict, headline, findings = _judge(name, overall, baselines, shift)
+    level = _level_probe(evidence, *level_shifts) if level_shifts is not None and len(level_shifts[1]) else None
+    verdict, headline, findings = _judge(name, overall, baselines, level)
     asked = (
         f"cross-validation: {evidence.folds} models of the same recipe, each asked only about prompts it never saw"
         if evidence.folds
@@ -138,7 +160,7 @@ def make_card(
     return RewardCard(
         name=name, verdict=verdict, headline=headline, findings=findings, asked=asked,
         rows=tuple(_rows(evidence, correct, overall)), baselines=baselines, calibration=calibrated, curve=tuple(curve),
-        raters=_rater_figures(heard_by, pairs, correct, alpha), level_shift=shift, simulated=simulated,
+        raters=_rater_figures(heard_by, pairs, correct, alpha), level=level, simulated=simulated,
         created_at=created_at, facts=dict(facts or {}), notes=_notes(evidence),
     )  # fmt: skip
 
@@ -195,7 +217,7 @@ def _baseline_row(
 
 
 def _judge(
-    name: str, overall: Interval, baselines: Sequence[BaselineRow], shift: Interval | None
+    name: str, overall: Interval, baselines: Sequence[BaselineRow], level: LevelProbe | None
 ) -> tuple[str, str, tuple[str, ...]]:
     """(verdict, headline, findings): what the figures allow to say and no more."""
     better = overall.low > 0.5
@@ -216,10 +238,14 @@ def _judge(
                 f"its scores it predicts {left}."
             )
         findings.append(said)
-    if shift is not None:
-        findings.append(f"{level_sentence(shift)}.")
+    if level is not None:
+        findings.append(f"{level.sentence}.")
     if explained:
-        return "exposed", f"{name} is not shown to hear more than {' or '.join(explained)}", tuple(findings)
+        headline = f"{name} is not shown to hear more than {' or '.join(explained)}"
+        if level is not None and not level.hears_level and set(explained) <= {"loudness", "level"}:
+            headline = f"{name} is not shown to predict more than {' or '.join(explained)}, though it hears neither"
+            return "unproven", headline, tuple(findings)
+        return "exposed", headline, tuple(findings)
     if not better:
         return "unproven", f"{name} is not shown to predict votes better than chance", tuple(findings)
     if unbeaten:
@@ -284,12 +310,13 @@ def _named(row: BaselineRow) -> str:
     return row.label if row.name == "clap_cosine" else row.label.lower()
 
 
-def level_sentence(shift: Interval) -> str:
-    """What the level probe found, in words; ``shift`` in typical differences between two clips of a pair."""
-    return (
-        f"Played {QUIETER_DB:g} dB quieter, the same clip loses {number(shift.value)} ({number(shift.low)} to "
-        f"{number(shift.high)}) of a typical difference between two clips"
-    )
+def _level_probe(evidence: Evidence, prompts: Sequence[str], shifts: np.ndarray) -> LevelProbe:
+    preference = evidence.differences["preference"]
+    typical = float(np.sqrt(np.mean(preference**2))) or 1.0
+    quieter = next((one.values for one in evidence.baselines if one.name == "level"), np.zeros((len(preference), 2)))
+    lower = quieter[:, 1] - quieter[:, 0]  # dB by which clip a is quieter than clip b
+    slope = -float(lower @ preference) / (float(lower @ lower) or 1.0)  # score lost per dB
+    return LevelProbe(bootstrap_mean(shifts / typical, prompts), QUIETER_DB * slope / typical)
 
 
 def _points(value: float) -> str:

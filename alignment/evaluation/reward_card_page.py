@@ -15,7 +15,7 @@ from string import Template
 from alignment.errors import StoreError
 from alignment.evaluation import page, plots
 from alignment.evaluation.intervals import Interval
-from alignment.evaluation.reward_card import QUIETER_DB, CardRow, RewardCard, level_sentence
+from alignment.evaluation.reward_card import QUIETER_DB, CardRow, RewardCard
 from alignment.evaluation.terminal import clean, number, percent
 
 HEIGHT = 260  # of a plot, in CSS pixels
@@ -39,8 +39,9 @@ GLOSSARY = (
                           "No model can be expected to agree with raters much more than they do with each other."),
     ("Krippendorff's alpha", "agreement of all answers (this clip, that clip, tie, both bad) beyond chance: 1 is "
                              "perfect, 0 is chance."),
-    ("Level probe", f"the same clip scored again {QUIETER_DB:g} dB quieter. Raters hear clips at one loudness, so a "
-                    "score that moves with level has learnt something else than they hear."),
+    ("Level probe", f"the same clip scored again {QUIETER_DB:g} dB quieter, beside how much less a clip scores that is "
+                    "so much quieter by nature. Alike: the model hears level, which raters do not, as they hear clips "
+                    "at one loudness. The second alone: it hears something that goes with level."),
 )  # fmt: skip
 
 
@@ -186,8 +187,8 @@ def _baselines(card: RewardCard) -> str:
         )
     )
     probe = ""
-    if card.level_shift is not None:
-        probe = f'<p class="legend">{level_sentence(card.level_shift)}; {card.level_shift.n:,} clips.</p>'
+    if card.level is not None:
+        probe = f'<p class="legend">{card.level.sentence}; {card.level.shift.n:,} clips.</p>'
     return page._section(
         "baselines", "What it has to beat",
         '<div class="scroll" tabindex="0" role="region" aria-label="Baselines"><table class="baselines"><thead><tr>'

@@ -205,7 +205,8 @@ def taken_out(differences: np.ndarray, values: np.ndarray) -> np.ndarray:
         return differences
     a, b = ((values - values.mean()) / spread).T
     design = np.column_stack([a**power - b**power for power in (1, 2, 3)])
-    return differences - design @ np.linalg.lstsq(design, differences, rcond=None)[0]
+    left = differences - design @ np.linalg.lstsq(design, differences, rcond=None)[0]
+    return np.where(np.abs(left) > 1e-9 * np.abs(differences).max(initial=0.0), left, 0.0)  # rounding says nothing
 
 
 def level_shifts(
