@@ -214,8 +214,8 @@ def test_raters_are_compared_with_each_other_on_pairs_that_two_of_them_heard() -
         differences=dict.fromkeys(Axis, np.full(2, np.nan)) | {"preference": np.array([1.0, 1.0])},
     )
     made = make_card("likes", evidence, simulated=False, created_at="now", heard_by=heard)
-    # Three chose clip 1, whichever side it was on, and r4 clip 2: three of six couples agree. The tie and the same rater
-    # twice are no couple.
+    # Three chose clip 1, whichever side it was on, and r4 clip 2: three of six couples agree. The tie and the same
+    # rater twice are no couple.
     assert made.raters is not None and made.raters.same.value == 0.5 and made.raters.same.n == 6
     assert made.raters.model is not None and (made.raters.model.value, made.raters.model.n) == (0.5, 2)
     alone = make_card("likes", evidence, simulated=False, created_at="now", heard_by=heard[6:])
@@ -290,6 +290,10 @@ def test_calibration_worked_by_hand() -> None:
     k = np.arange(21)
     expected = sum((binom.pmf(k, 20, p) * np.abs(k / 20 - p)).sum() for p in (0.6, 0.9)) / 2
     assert found.by_chance == pytest.approx(expected, abs=0.004)
+    # Too bold by 0.2 in one bin and too shy by 0.2 in the other do not make up for each other, in no resample.
+    came_true = np.concatenate([np.arange(20) < 14, np.arange(20) < 16]).astype(float)
+    crossed = calibration(probability, came_true, prompts, prompts).ece
+    assert crossed.value == pytest.approx(0.2) and crossed.low > 0.05
 
 
 def test_calibrations_interval_resamples_prompts_and_not_votes() -> None:

@@ -243,8 +243,8 @@ def _judge(
     if explained:
         headline = f"{name} is not shown to hear more than {' or '.join(explained)}"
         if level is not None and not level.hears_level and set(explained) <= {"loudness", "level"}:
-            headline = f"{name} is not shown to predict more than {' or '.join(explained)}, though level itself moves it little"
-            return "unproven", headline, tuple(findings)
+            headline = f"{name} is not shown to predict more than {' or '.join(explained)}"
+            return "unproven", f"{headline}, though level itself moves it little", tuple(findings)
         return "exposed", headline, tuple(findings)
     if not better:
         return "unproven", f"{name} is not shown to predict votes better than chance", tuple(findings)
