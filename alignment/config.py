@@ -64,7 +64,14 @@ class RewardSettings(Recipe):
     patience: int = Field(10, ge=1, description="epochs without a better validation loss before stopping")
     axis_weight: float = Field(1.0, ge=0, description="weight of the two axes' losses beside the overall vote's")
     both_bad: Literal["tie", "drop"] = Field("tie", description="what BOTH_BAD means here, rule version 1")
+    ties: Literal["davidson", "half"] = Field("davidson", description="ties by a learnt parameter, or as half a win")
+    side_term: bool = Field(True, description="learn how much the left clip is favoured, apart from the scores")
+    rater_deviation: float = Field(
+        0.5, ge=0, le=5, description="prior deviation of the log of each rater's reliability; 0 takes all as equal"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of decisive votes taken to be flipped")
     ensemble: int = Field(4, ge=1, le=64, description="heads trained from different seeds in one batched module")
+    bf16: bool = Field(False, description="multiply in bfloat16: faster on a CPU or GPU that knows it")
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 

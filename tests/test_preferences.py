@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.domain import Axis, ClipRef, Outcome, RaterKind, Split
+from alignment.domain import Axis, ClipRef, Outcome, RatedClip, RaterKind, Split, canonical_sha256
 from alignment.errors import ConfigError, DataError, NotFoundError
 from alignment.preferences import chosen_and_rejected, freeze_snapshot, read_snapshot, write_snapshot
 from tests.training_support import clip
@@ -151,3 +151,62 @@ def test_freezing_needs_neither_torch_nor_sqlalchemy() -> None:
     code = "import sys, alignment.preferences; print([m for m in ('torch', 'sqlalchemy', 'numpy') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def rated(number: int, **answers) -> RatedClip:
+    scales = {"quality": 50 + number, "relevance": None, "mos": None, **answers}
+    return RatedClip(f"rating-{number}", "prompt-1", "calm piano", Split.TRAIN, clip(f"{number}x"), rater_id="rater-1",
+                     rater_kind=RaterKind.SIMULATED, cohort="pianists", **scales)  # fmt: skip
+
+
+def test_votes_that_a_detectors_last_verdict_calls_invalid_stay_out_unless_the_policy_says_otherwise() -> None:
+    rows = rows_of([Outcome.A, Outcome.B, Outcome.A, Outcome.B])
+    rows[0] = replace(rows[0], flags=(("failed gold", "ok"), ("failed gold", "invalid"), ("too fast", "ok")))
+    rows[1] = replace(rows[1], flags=(("failed gold", "invalid"), ("failed gold", "ok")))
+    rows[2] = replace(rows[2], flags=(("too fast", "suspect"),))
+    plain = freeze_snapshot(rows)
+    assert {p.vote_id for p in plain.pairs} == {"vote-1", "vote-2", "vote-3"}
+    assert plain.counts["votes_excluded"] == 1 and plain.policy["exclude"] == ["invalid"]
+    assert len(freeze_snapshot(rows, exclude=()).pairs) == 4
+    stricter = freeze_snapshot(rows, exclude=("suspect", "invalid"))
+    assert {p.vote_id for p in stricter.pairs} == {"vote-1", "vote-3"}
+    assert freeze_snapshot(rows[3:], exclude=()).content_sha256 != freeze_snapshot(rows[3:]).content_sha256
+
+
+def test_a_pair_knows_its_raters_cohort_and_a_snapshot_from_before_reads_back_with_its_hash(tmp_path: Path) -> None:
+    rows = rows_of([Outcome.A, Outcome.B])
+    known = freeze_snapshot([replace(row, cohort="pianists") for row in rows])
+    write_snapshot(known, tmp_path / "new.jsonl")
+    assert {p.cohort for p in read_snapshot(tmp_path / "new.jsonl").pairs} == {"pianists"}
+    # As written before cohorts were kept: a line without the key, hashed without it.
+    line = {"vote_id": "v", "prompt_id": "p", "prompt_text": "calm", "split": "train", "outcome": "A",
+            "preference": 1.0, "axes": {}, "rater_id": "r", "rater_kind": "human",
+            "a": {"clip_id": "1", "version": "base", "audio_sha256": "x", "codes_sha256": None},
+            "b": {"clip_id": "2", "version": "base", "audio_sha256": "y", "codes_sha256": None}}  # fmt: skip
+    policy, counts = {"both_bad": "tie", "rule_version": 1, "shuffle_seed": None}, {"pairs": 1}
+    digest = canonical_sha256({"format": 1, "policy": policy, "counts": counts, "pairs": [line]})
+    header = {"format": 1, "content_sha256": digest, "policy": policy, "counts": counts}
+    (tmp_path / "old.jsonl").write_text(json.dumps(header) + "\n" + json.dumps(line) + "\n")
+    (old,) = read_snapshot(tmp_path / "old.jsonl").pairs
+    assert old.cohort is None and old.preference == 1.0
+
+
+def test_ratings_of_single_clips_are_frozen_beside_the_pairs_or_alone(tmp_path: Path) -> None:
+    rows, given = rows_of([Outcome.A, Outcome.B]), [rated(n) for n in range(12)]
+    both = freeze_snapshot(rows, ratings=given)
+    write_snapshot(both, tmp_path / "both.jsonl")
+    assert read_snapshot(tmp_path / "both.jsonl") == both
+    assert both.counts["ratings"] == 12 and len(both.members) == 2
+    assert both.content_sha256 != freeze_snapshot(rows).content_sha256
+    assert both == freeze_snapshot(rows, ratings=given[::-1])
+    alone = freeze_snapshot([], ratings=given)
+    write_snapshot(alone, tmp_path / "alone.jsonl")
+    assert read_snapshot(tmp_path / "alone.jsonl").ratings == alone.ratings and alone.simulated and not alone.pairs
+    shuffled = freeze_snapshot(rows, ratings=given, shuffle_seed=1).ratings
+    assert [r.rating_id for r in shuffled] == [r.rating_id for r in both.ratings]
+    assert Counter(r.quality for r in shuffled) == Counter(r.quality for r in both.ratings)
+    assert [r.quality for r in shuffled] != [r.quality for r in both.ratings]
+    with pytest.raises(DataError, match="never share"):
+        freeze_snapshot(rows, ratings=[replace(given[0], rater_kind=RaterKind.HUMAN)])
+    with pytest.raises(DataError, match="two splits"):
+        freeze_snapshot(rows, ratings=[replace(given[0], prompt_text="prompt 0", split=Split.TEST)])

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
 
-from alignment.errors import DataError, ModelError
+from alignment.errors import ConfigError, DataError, ModelError
 from alignment.rewards.encoder import ClapEncoder
 
 RATE = 16_000
@@ -106,3 +106,35 @@ def test_a_folder_that_is_no_clap_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded as a ClapModel"):
         ClapEncoder(tmp_path)
+
+
+def test_more_windows_than_are_needed_overlap_and_their_number_is_in_the_name(
+    encoder: ClapEncoder, folder: Path
+) -> None:
+    closer = ClapEncoder(folder, batch_size=3, windows=4)
+    long = noise(40_000)  # 2.5 s with a window of 1 s: four windows, at 0, 0.5, 1 and 1.5 s
+    windows = encoder.audio([long[start : start + 16_000] for start in (0, 8_000, 16_000, 24_000)], RATE)
+    mean = windows.mean(0)
+    np.testing.assert_allclose(closer.audio([long], RATE)[0], mean / np.linalg.norm(mean), atol=2e-6)
+    short = [noise(16_000)]
+    np.testing.assert_allclose(closer.audio(short, RATE), encoder.audio(short, RATE), atol=2e-6)
+    assert closer.name == f"{encoder.name}:4 windows"
+    with pytest.raises(ConfigError, match="windows is 0"):
+        ClapEncoder(folder, windows=0)
+
+
+def test_a_checkpoint_is_found_by_its_name_on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
+    named = ClapEncoder("someone/some-clap")
+    assert asked == ["someone/some-clap"] and named.name.startswith("clap:someone/some-clap:")
+    np.testing.assert_array_equal(named.text(["piano"]), ClapEncoder(folder).text(["piano"]))
+
+    def refuse(name: str, **_: object) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ModelError, match="someone/other: no such folder, and it could not be fetched"):
+        ClapEncoder("someone/other")

@@ -14,9 +14,13 @@ import torch
 from alignment.config import RewardSettings
 from alignment.domain import Axis, Outcome, Pair, Split
 from alignment.errors import DataError, ModelError, NotFoundError, TrainingError
-from alignment.rewards.heads import HEADS, HeadEnsemble, soft_bradley_terry
+from alignment.rewards.fit import losses_of
+from alignment.rewards.heads import HEADS, HeadEnsemble
+from alignment.rewards.losses import reward_loss, soft_bradley_terry
 from alignment.rewards.model import RewardModel
-from alignment.rewards.train import axis_target, cross_validate, pair_tensors, reward_loss, train_reward
+from alignment.rewards.table import axis_target, table_of
+from alignment.rewards.terms import VoteTerms
+from alignment.rewards.train import cross_validate, train_reward
 from tests.training_support import TrlModel, pair, trl_state, unit_vectors
 
 WIDTH = 12
@@ -56,9 +60,12 @@ def test_the_plain_case_is_the_loss_of_trls_reward_trainer_on_the_same_scores() 
     pairs, audio, text = taught(16)
     # Plain: no ties, the overall vote only, one member. TRL wants the chosen clips first.
     chosen_is_a = [replace(p, preference=1.0, axes={}) for p in pairs]
-    batch = pair_tensors(chosen_is_a, audio, text)
-    scores = [heads(heads.features(x, batch.text)) for x in (batch.audio_a, batch.audio_b)]
-    ours = reward_loss(*scores, batch.targets, axis_weight=1.0)
+    table = table_of(chosen_is_a, audio, text)
+    plain = RewardSettings(ties="half", side_term=False, rater_deviation=0, ensemble=1)
+    terms = VoteTerms(1, 0, torch.zeros(0, 3), ties=False, side=False, rater_deviation=0)
+    ours = losses_of(heads, terms, table, np.arange(16), plain)
+    words = torch.from_numpy(table.text[table.text_a])
+    scores = [heads(heads.features(torch.from_numpy(table.audio[x]), words)) for x in (table.a, table.b)]
     logits = torch.cat([s["preference"][0] for s in scores])[:, None]
     state = trl_state()
     state.args = type("Arguments", (), {"center_rewards_coefficient": None})()
@@ -81,13 +88,12 @@ def test_axis_steps_are_quarters_of_credit_and_an_unanswered_axis_costs_nothing(
     assert steps == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert math.isnan(axis_target(pair(0), Axis.QUALITY))
     scores = {head: torch.tensor([[2.0, -1.0]]) for head in HEADS}
-    zeros = {head: torch.zeros(1, 2) for head in HEADS}
     nan = float("nan")
     # Quality is answered for the first pair only: its mean is over one.
     targets = torch.tensor([[nan, 1.0, 1.0], [nan, nan, 0.0]])
     vote = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 2
     quality = math.log1p(math.exp(-2))
-    assert reward_loss(scores, zeros, targets, 3.0).item() == pytest.approx(vote + 3 * quality, abs=1e-6)
+    assert reward_loss(scores, targets, 3.0).item() == pytest.approx(vote + 3 * quality, abs=1e-6)
 
 
 def test_one_batch_of_members_equals_each_member_run_alone() -> None:
@@ -134,12 +140,14 @@ def test_training_stops_early_keeps_the_best_epoch_and_calibrates(learned: tuple
     assert again.metrics["valid_loss"] <= min(m["valid_loss"] for m in seen) + 1e-9
     assert seen[-1]["loss"] < seen[0]["loss"]
     assert set(model.temperatures) == set(HEADS) and all(0.1 <= t <= 10 for t in model.temperatures.values())
-    valid = pair_tensors([p for p in pairs if p.split == Split.VALID], audio, text)
+    valid = table_of([p for p in pairs if p.split == Split.VALID], audio, text)
+    words = torch.from_numpy(valid.text[valid.text_a])
     losses = {}
     for name, temperatures in (("calibrated", model.temperatures), ("raw", {})):
         shown = replace(model, temperatures=temperatures)
-        a, b = (shown.member_scores(x, valid.text)["preference"].mean(0) for x in (valid.audio_a, valid.audio_b))
-        losses[name] = soft_bradley_terry(a, b, valid.targets[:, 2]).mean().item()
+        a, b = (shown.member_scores(torch.from_numpy(valid.audio[x]), words)["preference"].mean(0)
+                for x in (valid.a, valid.b))  # fmt: skip
+        losses[name] = soft_bradley_terry(a, b, torch.from_numpy(valid.targets[:, 2])).mean().item()
     assert losses["calibrated"] <= losses["raw"]
 
 

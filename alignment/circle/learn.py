@@ -74,9 +74,18 @@ def load_snapshot(ws: Workspace, name: str) -> NamedSnapshot:
 
 
 def train_reward_model(
-    ws: Workspace, name: str, snapshot: NamedSnapshot, settings: RewardSettings, progress: Progress = no_progress
+    ws: Workspace,
+    name: str,
+    snapshot: NamedSnapshot,
+    settings: RewardSettings,
+    progress: Progress = no_progress,
+    *,
+    run_dir: Path | None = None,
 ) -> RewardModel:
-    """A reward model trained on the snapshot, stored and recorded under ``name``."""
+    """A reward model trained on the snapshot's votes and ratings, stored and recorded under ``name``.
+
+    With ``run_dir`` a training that was killed goes on from its last epoch there. Raises StoreError when a clip of the
+    snapshot is missing from the store."""
     from alignment.rewards.train import train_reward
 
     check_name(name)
@@ -84,12 +93,14 @@ def train_reward_model(
         if name in {known.name for known in runs.list_reward_models(s)}:
             raise DataError(f"Reward model {name} exists already; give the new one another name.")
     began = time.monotonic()
-    pairs = snapshot.frozen.pairs
-    audio = ws.embed_audio([ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)])
-    text = ws.embed_text([pair.prompt_text for pair in pairs])
+    pairs, ratings = snapshot.frozen.pairs, snapshot.frozen.ratings
+    clips = [ref for pair in pairs for ref in (pair.a, pair.b)] + [rating.clip for rating in ratings]
+    audio = ws.embed_audio([clip.audio_sha256 for clip in clips])
+    text = ws.embed_text([one.prompt_text for one in (*pairs, *ratings)])
     model = train_reward(
-        pairs, audio, text, settings, lambda epoch, epochs, _: progress(epoch, epochs), encoder=ws.encoder.name
-    )
+        pairs, audio, text, settings, lambda epoch, epochs, _: progress(epoch, epochs), encoder=ws.encoder.name,
+        ratings=ratings, run_dir=run_dir,
+    )  # fmt: skip
     progress(1, 1)
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "reward")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,25 +12,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignment.errors import DataError, ModelError
+from alignment.errors import ConfigError, DataError, ModelError
 from alignment.music.checkpoint import quiet
 
 TINY_CLAP = Path(__file__).resolve().parent.parent / "music" / "tiny" / "clap"
 
 
 class ClapEncoder:
-    """Unit-norm embeddings from a folder in transformers' ClapModel format.
+    """Unit-norm embeddings from a checkpoint in transformers' ClapModel format: a folder, or a name on the hub such as
+    laion/larger_clap_music (fetched once, then read from its cache).
 
-    Which CLAP it is matters (another checkpoint gives other scores), so ``name`` goes into every reward model."""
+    Which CLAP it is matters (another checkpoint gives other scores), so ``name`` goes into every reward model.
+    ``windows`` is the least number of windows a clip longer than CLAP's window is heard through; they overlap where
+    fewer would cover it."""
 
     def __init__(
-        self, folder: str | Path = TINY_CLAP, *, device: str | torch.device = "cpu", batch_size: int = 16
+        self,
+        source: str | Path = TINY_CLAP,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 16,
+        windows: int = 1,
     ) -> None:
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
-        folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: no CLAP here (config.json is missing); give a ClapModel folder.")
+        if windows < 1:
+            raise ConfigError(f"windows is {windows}; a clip is heard through at least 1.")
+        folder = _folder_of(source)
         try:
             with quiet():
                 model = ClapModel.from_pretrained(
@@ -42,7 +51,9 @@ class ClapEncoder:
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
         self.batch_size = batch_size
-        self.name = f"clap:{folder.resolve().name}:{_short_sha256(folder)}"
+        self.windows = windows
+        called = folder.resolve().name if Path(source).is_dir() else str(source)
+        self.name = f"clap:{called}:{_short_sha256(folder)}" + (f":{windows} windows" if windows > 1 else "")
 
     @property
     def width(self) -> int:
@@ -53,15 +64,16 @@ class ClapEncoder:
     def audio(self, audio: np.ndarray | Sequence[np.ndarray], sample_rate_hz: int) -> np.ndarray:
         """Embeddings (B, D) float32 of mono clips: (B, N) float32, or B arrays of differing lengths.
 
-        A clip longer than CLAP's window (10 s for the public ones) is the mean of evenly spread windows, so that
-        nothing is drawn at random. Raises DataError for clips that are empty or not finite."""
+        A clip longer than CLAP's window (10 s for the public ones) is the mean of evenly spread windows that cover it,
+        so that nothing is drawn at random. Raises DataError for clips that are empty or not finite."""
         rate = int(self.extractor.sampling_rate)
         windows, owners = [], []
         for number, clip in enumerate(audio):
             clip = np.asarray(clip, dtype=np.float32)
             if clip.ndim != 1 or clip.size == 0 or not np.isfinite(clip).all():
                 raise DataError(f"Clip {number} is {clip.shape} or not finite; mono audio of finite samples is needed.")
-            for window in _windows(_resample(clip, sample_rate_hz, rate), int(self.extractor.nb_max_samples)):
+            heard = _resample(clip, sample_rate_hz, rate)
+            for window in _windows(heard, int(self.extractor.nb_max_samples), self.windows):
                 windows.append(window)
                 owners.append(number)
         if not windows:
@@ -98,6 +110,27 @@ class ClapEncoder:
         return int(config.max_position_embeddings) - int(config.pad_token_id or 0) - 1
 
 
+def _folder_of(source: str | Path) -> Path:
+    """The folder itself, or where the hub's checkpoint of this name lies. Raises ModelError where there is none."""
+    folder = Path(source)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise ModelError(
+            f"{source}: no CLAP here (config.json is missing); give a ClapModel folder or a name on the hub such as "
+            "laion/larger_clap_music."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except Exception as error:  # the hub's client raises many kinds: offline, unknown, forbidden
+        raise ModelError(
+            f"{source}: no such folder, and it could not be fetched from the hub ({type(error).__name__}); check the "
+            "name and the network, or fetch it elsewhere and give the folder."
+        ) from error
+
+
 def _pooled(output: Tensor | object) -> Tensor:
     """transformers 5 returns an output object where 4 returned the tensor."""
     return (output if isinstance(output, Tensor) else output.pooler_output).float().cpu()
@@ -107,10 +140,11 @@ def _unit(values: Tensor) -> np.ndarray:
     return torch.nn.functional.normalize(values.double(), dim=-1).float().numpy()
 
 
-def _windows(clip: np.ndarray, longest: int) -> list[np.ndarray]:
+def _windows(clip: np.ndarray, longest: int, least: int) -> list[np.ndarray]:
     if len(clip) <= longest:
         return [clip]
-    starts = np.linspace(0, len(clip) - longest, math.ceil(len(clip) / longest)).round().astype(int)
+    count = max(least, math.ceil(len(clip) / longest))
+    starts = np.linspace(0, len(clip) - longest, count).round().astype(int)
     return [clip[start : start + longest] for start in starts]
 
 

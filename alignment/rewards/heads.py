@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEADS = ("text_adherence", "quality", "preference")
+BOTH = ("text_adherence", "preference")  # the heads that read the prompt beside the clip
 
 
 class HeadEnsemble(nn.Module):
     """Scores (M, B) of each head from M members; only differences between scores for one prompt mean something.
 
     Text adherence and preference see the audio and text embeddings, their product and their cosine; quality sees the
-    audio alone. Every weight has a leading axis M, so that one ``bmm`` runs all members."""
+    audio alone. Every weight has a leading axis M; all members run in one multiplication."""
 
     def __init__(self, width: int, *, hidden: int, members: int, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
@@ -23,7 +24,8 @@ class HeadEnsemble(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         both = 3 * width + 1
         self.weights = nn.ParameterDict()
-        for head, inputs in (("text_adherence", both), ("quality", width), ("preference", both)):
+        for head in HEADS:
+            inputs = both if head in BOTH else width
             for name, shape, fan_in in (
                 ("in", (members, inputs, hidden), inputs),
                 ("bias", (members, 1, hidden), inputs),
@@ -48,35 +50,57 @@ class HeadEnsemble(nn.Module):
         """Standardised features (..., 3 D + 1) of audio (..., D) and text (..., D); the first D are audio alone."""
         return (_raw_features(audio, text) - self.mean) / self.deviation
 
-    def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """{head: scores (M, B)} of features (B, F) or, a batch of its own for each member, (M, B, F).
-
-        Dropout is applied when a generator is given, and only then."""
-        if features.dim() == 2:
-            features = features.expand(self.members, -1, -1)
-        return {
-            head: self._head(head, features[..., : self.width] if head == "quality" else features, generator)
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """{head: scores (M, B)} of features (B, 3 D + 1), without dropout."""
+        inner = {
+            head: torch.matmul(features if head in BOTH else features[:, : self.width], self.weights[f"{head}_in"])
             for head in HEADS
+        }  # (M, B, H)
+        return {
+            head: torch.bmm(F.gelu(values + self.weights[f"{head}_bias"]), self.weights[f"{head}_out"]).squeeze(-1)
+            for head, values in inner.items()
         }
 
-    def _head(self, head: str, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
-        inner = torch.baddbmm(self.weights[f"{head}_bias"], inputs, self.weights[f"{head}_in"])  # (M, B, H)
-        inner = F.gelu(inner)
+    def differences(
+        self, audio: Tensor, text: Tensor, *, one_text: bool, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """{head: scores of a minus scores of b (M, B)} of B pairs: what ``forward`` gives, in fewer operations.
+
+        audio (2 B, D), all clips a and then all clips b; text (B, D) where both clips of each pair have one prompt
+        (``one_text``), else (2 B, D). With a generator the hidden units are dropped, the same ones for both clips of
+        a pair, so that their difference is one network's."""
+        width, members, hidden = self.width, self.members, self.hidden
+        mean, deviation = self.mean.split([width, width, width + 1]), self.deviation.split([width, width, width + 1])
+        texts = torch.cat([text, text]) if one_text else text
+        alone = (audio - mean[0]) / deviation[0]  # (2 B, D)
+        words = (text - mean[1]) / deviation[1]  # (B, D) or (2 B, D)
+        cosine = F.cosine_similarity(audio, texts, dim=-1)[:, None]
+        product = (torch.cat([audio * texts, cosine], dim=-1) - mean[2]) / deviation[2]  # (2 B, D + 1)
+
+        # Of each head's input weights, the rows for audio, for text and for their product; members side by side.
+        rows = {head: self.weights[f"{head}_in"].split([width, width, width + 1], dim=1) for head in BOTH}
+        for_audio = [rows[BOTH[0]][0], rows[BOTH[1]][0], self.weights["quality_in"]]
+        inner = alone @ _side_by_side(for_audio)  # (2 B, 3 M H)
+        from_text = words @ _side_by_side([rows[head][1] for head in BOTH])
+        both = product @ _side_by_side([rows[head][2] for head in BOTH])
+        both = both + (torch.cat([from_text, from_text]) if one_text else from_text)  # (2 B, 2 M H)
+        bias = torch.cat([self.weights[f"{head}_bias"] for head in (*BOTH, "quality")]).reshape(-1)
+        inner = F.gelu(torch.cat([inner[:, : 2 * members * hidden] + both, inner[:, 2 * members * hidden :]], 1) + bias)
+        out = torch.cat([self.weights[f"{head}_out"] for head in (*BOTH, "quality")]).reshape(-1)
+        change = inner[: len(inner) // 2] - inner[len(inner) // 2 :]  # (B, 3 M H): the last layer is linear
         if generator is not None and self.dropout:
-            kept = torch.rand(inner.shape, generator=generator, device=inner.device) >= self.dropout
-            inner = inner * kept / (1 - self.dropout)
-        return torch.bmm(inner, self.weights[f"{head}_out"]).squeeze(-1)  # (M, B)
+            kept = torch.rand(change.shape, generator=generator, device=change.device) >= self.dropout
+            change = change * kept / (1 - self.dropout)
+        scores = (change * out).view(len(change), 3, members, hidden).sum(-1).float()  # (B, 3, M)
+        return {head: scores[:, place].T for place, head in enumerate((*BOTH, "quality"))}
+
+
+def _side_by_side(weights: list[Tensor]) -> Tensor:
+    """(D, 3 M H) of three weights (M, D, H), say: one multiplication for all heads and members."""
+    stacked = torch.cat(weights)
+    return stacked.transpose(0, 1).reshape(stacked.shape[1], -1)
 
 
 def _raw_features(audio: Tensor, text: Tensor) -> Tensor:
     cosine = F.cosine_similarity(audio, text, dim=-1)[..., None]
     return torch.cat([audio, text, audio * text, cosine], dim=-1)
-
-
-def soft_bradley_terry(score_a: Tensor, score_b: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy in nats between ``target`` and P(a beats b) = sigmoid(score_a - score_b), same shape.
-
-    ``target`` is the credit of a in [0, 1]; a tie is 0.5. With targets of 1 this is the loss of TRL's RewardTrainer
-    (Bradley and Terry, 1952)."""
-    difference = score_a - score_b
-    return F.binary_cross_entropy_with_logits(difference, target.expand_as(difference), reduction="none")

@@ -18,24 +18,26 @@ from safetensors.torch import load_file, save_file
 
 from alignment.domain import Pair
 from alignment.errors import DataError, ModelError, NotFoundError, StoreError
+from alignment.rewards.embeddings import Embeddings, stack
 from alignment.rewards.heads import HEADS, HeadEnsemble
 
 FORMAT = 1
-Embeddings = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of N clips, each (N,) float64, in logits: the difference of two clips is the log-odds that one is liked.
 
-    ``members`` (M, N) are the preference scores of the ensemble's members and ``uncertainty`` their deviation. A head
-    that had nothing to learn from (no vote answered its question) is all NaN."""
+    ``members`` (M, N) are the preference scores of the ensemble's members and ``uncertainty`` their deviation;
+    ``uncertainties`` has the deviation of every head. A head that had nothing to learn from (no vote answered its
+    question) is all NaN."""
 
     text_adherence: np.ndarray
     quality: np.ndarray
     preference: np.ndarray
     uncertainty: np.ndarray
     members: np.ndarray
+    uncertainties: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class RewardAccuracy:
 
 @dataclass
 class RewardModel:
-    """Heads with the temperatures that calibrate them; ``metrics`` is what training measured."""
+    """Heads with the temperatures that calibrate them; ``metrics`` is what training measured.
+
+    ``ties`` is Davidson's nu of each head, empty where ties were learnt as half a win."""
 
     heads: HeadEnsemble
     encoder: str = ""
@@ -60,6 +64,7 @@ class RewardModel:
     trained_heads: tuple[str, ...] = HEADS
     settings: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    ties: dict[str, float] = field(default_factory=dict)
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], audio_vecs: np.ndarray, text_vecs: np.ndarray | Embeddings) -> Scores:
@@ -76,11 +81,14 @@ class RewardModel:
         if not (np.isfinite(audio).all() and np.isfinite(text).all()):
             raise DataError("An embedding is not finite; is a clip silent or damaged?")
         members = self.member_scores(torch.from_numpy(audio), torch.from_numpy(text))
-        means = {head: scores.mean(0).double().numpy() for head, scores in members.items()}
-        each = members["preference"].double().numpy()
+        each = {head: scores.double().numpy() for head, scores in members.items()}
         for head in set(HEADS) - set(self.trained_heads):
-            means[head] = np.full(len(prompts), np.nan)
-        return Scores(**means, uncertainty=each.std(0), members=each)
+            each[head] = np.full_like(each[head], np.nan)
+        deviations = {head: scores.std(0) for head, scores in each.items()}
+        return Scores(
+            **{head: scores.mean(0) for head, scores in each.items()}, uncertainty=deviations["preference"],
+            members=each["preference"], uncertainties=deviations,
+        )  # fmt: skip
 
     @torch.no_grad()
     def member_scores(self, audio: torch.Tensor, text: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -131,6 +139,7 @@ class RewardModel:
             "format": FORMAT, "width": self.heads.width, "hidden": self.heads.hidden, "members": self.heads.members,
             "dropout": self.heads.dropout, "encoder": self.encoder, "temperatures": self.temperatures,
             "trained_heads": list(self.trained_heads), "settings": self.settings, "metrics": self.metrics,
+            "ties": self.ties,
         }  # fmt: skip
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -158,17 +167,9 @@ class RewardModel:
             heads = HeadEnsemble(about["width"], **shape)
             heads.load_state_dict(load_file(folder / "heads.safetensors"))
             return cls(heads, about["encoder"], about["temperatures"], tuple(about["trained_heads"]),
-                       about["settings"], about["metrics"])  # fmt: skip
+                       about["settings"], about["metrics"], about.get("ties", {}))  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             raise ModelError(f"{folder}: damaged reward model ({error}); train it again.") from error
-
-
-def stack(embeddings: Embeddings, keys: Sequence[str], what: str) -> np.ndarray:
-    """(N, D) float32: the embedding of each key. Raises DataError naming the first that is missing."""
-    missing = next((key for key in keys if key not in embeddings), None)
-    if missing is not None:
-        raise DataError(f"There is no {what} {missing!r}; encode every clip and prompt of the pairs first.")
-    return np.stack([np.asarray(embeddings[key], dtype=np.float32) for key in keys])
 
 
 def _clustered_interval(
