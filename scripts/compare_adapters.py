@@ -11,6 +11,7 @@ with the same --out, it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -20,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 PLACES = {
+    "layers": ("self_attention", "cross_attention", "feed_forward"),
     "self": ("self_attention",),
     "cross": ("cross_attention",),
     "feed-forward": ("feed_forward",),
     "heads": ("heads",),
-    "layers": ("self_attention", "cross_attention", "feed_forward"),
 }
 # Each kind at the rate that suits it: IA3's factors start at 1 and have to move far, LoHa's start as products of four.
 RATES = {"lora": 2e-3, "loha": 1e-2, "ia3": 3e-2}
@@ -160,14 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(args)
     known["base"] = float(bench.base.mean())
     done = {(row["kind"], row["place"], row["rate"]) for row in known["rows"]}
-    for kind in args.kinds.split(","):
+    for place, kind in itertools.product(args.places.split(","), args.kinds.split(",")):
         for rate in [float(rate) for rate in args.rates.split(",") if rate] or [RATES[kind]]:
-            for place in args.places.split(","):
-                if (kind, place, rate) in done:
-                    continue
-                known["rows"].append(bench.row(kind, place, rate))
-                file.write_text(json.dumps(known, indent=1))
-                print(known["rows"][-1]["adapter"], f"{known['rows'][-1]['gain']:+.4f}", file=sys.stderr)
+            if (kind, place, rate) in done:
+                continue
+            known["rows"].append(bench.row(kind, place, rate))
+            file.write_text(json.dumps(known, indent=1))
+            print(known["rows"][-1]["adapter"], f"{known['rows'][-1]['gain']:+.4f}", file=sys.stderr)
     print(json.dumps(known) if args.json else table(known["base"], known["rows"]))
 
 
