@@ -102,6 +102,41 @@ class ExpertSettings(AdapterSettings):
     keep: int = Field(1, ge=1, description="best clips kept of each prompt's N")
 
 
+class ValueSettings(Recipe):
+    """The value head of PPO and how advantages are estimated with it; only ``advantage: gae`` reads it."""
+
+    lam: float = Field(1.0, ge=0, le=1, description="lambda of generalised advantage estimation")
+    hidden: int = Field(64, ge=1, le=8192, description="width of the head's hidden layer")
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    epochs: int = Field(4, ge=1, description="passes of the head alone over each rollout")
+    warmup_steps: int = Field(1, ge=0, description="first rollouts that train the value head and nothing else")
+
+
+class PpoSettings(Recipe):
+    """Online optimisation of an adapter by PPO, RLOO or GRPO (TRL's names). A step is one rollout and its updates."""
+
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    max_steps: int = Field(40, ge=1, description="rollouts")
+    rollout_prompts: int = Field(16, ge=1, description="prompts of one rollout, over all processes together")
+    num_generations: int = Field(4, ge=1, description="clips of each of these prompts")
+    num_ppo_epochs: int = Field(2, ge=1, description="passes over each rollout")
+    num_mini_batches: int = Field(2, ge=1, description="optimizer steps of one pass")
+    per_device_train_batch_size: int = Field(16, ge=1, description="clips scored at once; changes speed and memory only")
+    advantage: Literal["gae", "rloo", "grpo"] = Field("gae", description="how a clip's reward becomes advantages")
+    cliprange: float = Field(0.2, gt=0, lt=1, description="how far a delayed step's ratio may go from 1")
+    kl_coef: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in units of the reward")
+    kl_target: float = Field(0.0, ge=0, description="KL in nats a clip that kl_coef is adapted to; 0 keeps it fixed")
+    max_grad_norm: float = Field(1.0, gt=0)
+    save_steps: int = Field(0, ge=0, description="rollouts between checkpoints; 0 saves at the end only")
+    eval_steps: int = Field(0, ge=0, description="rollouts between calls of the watch; 0 trains to the end")
+    patience: int = Field(3, ge=1, description="calls of the watch without a better held-out reward before stopping")
+    gradient_checkpointing: bool = False
+    value: ValueSettings = ValueSettings()
+    generation: GenerationSettings = GenerationSettings()
+    lora: LoraSettings = LoraSettings(r=4, lora_alpha=8)
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+
 class AlignSettings(Recipe):
     """How the aligned version is made; fixed before any comparison is looked at. The first stage makes the adapter;
     later ones go on with it, whatever LoRA their own settings name."""
