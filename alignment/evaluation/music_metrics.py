@@ -13,7 +13,8 @@ from alignment.errors import DataError
 
 LEVEL_FLOOR_LUFS = -70.0  # the absolute gate of BS.1770: nothing quieter is measured, silence stands here
 WINDOW_SECONDS, HOP_SECONDS = 0.064, 0.01
-FLUX_RISE = 0.35  # mean rise in log-magnitude of a band, nats, that an onset has at least
+BANDS, SMOOTHING = 12, 5  # wide bands and 50 ms: the fluctuation of noise averages out
+FLUX_RISE = 0.25  # mean rise in log-magnitude of a band, nats, that an onset has at least
 ONSET_GAP_SECONDS = 0.05
 LOWEST_HZ, HIGHEST_HZ = 110.0, 1760.0  # three octaves of fundamentals and one of their first harmonics
 PITCH_WINDOW_SECONDS = 0.256
@@ -38,9 +39,9 @@ def sound_metrics(audio: np.ndarray, sample_rate_hz: int) -> dict[str, np.ndarra
 
 
 def onset_rate_hz(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """Onsets a second of clips (B, samples), (B,): peaks of the spectral flux in 24 bands, 50 ms apart at least.
+    """Onsets a second of clips (B, samples), (B,): peaks of the spectral flux in 12 bands, 50 ms apart at least.
 
-    The flux of a frame is the mean over bands of the rise of log-magnitude since two hops ago (Bello et al., "A
+    The flux of a frame is the mean over bands of the rise of log-magnitude since 50 ms ago (Bello et al., "A
     tutorial on onset detection in music signals", 2005, section III-A). Levels are relative to the clip's loudest band, so
     that loudness does not matter; silence has no onset."""
     return np.array([_onsets(clip, sample_rate_hz) for clip in _checked(audio)]) * sample_rate_hz / audio.shape[1]
@@ -73,10 +74,12 @@ def twins(codes: np.ndarray) -> np.ndarray:
 
 def _onsets(clip: np.ndarray, sample_rate_hz: int) -> int:
     magnitude = _spectra(clip, sample_rate_hz, WINDOW_SECONDS, HOP_SECONDS)  # (frames, F)
-    edges = np.unique(np.geomspace(2, magnitude.shape[1], 25).astype(int))
-    bands = np.add.reduceat(magnitude, edges[:-1], axis=1) / np.diff(edges)  # (frames, bands)
-    level = np.log(bands / (bands.max() or 1.0) + 1e-2)
-    flux = np.maximum(level[2:] - level[:-2], 0).mean(1)  # (frames - 2,)
+    edges = np.unique(np.geomspace(2, magnitude.shape[1], BANDS + 1).astype(int))
+    bands = np.add.reduceat(magnitude, edges[:-1], axis=1) / np.diff(np.append(edges[:-1], magnitude.shape[1]))
+    sums = np.cumsum(np.pad(bands, ((SMOOTHING, 0), (0, 0)), mode="edge"), axis=0)
+    smooth = (sums[SMOOTHING:] - sums[:-SMOOTHING]) / SMOOTHING  # (frames, bands)
+    level = np.log(smooth / (smooth.max() or 1.0) + 1e-2)
+    flux = np.maximum(level[SMOOTHING:] - level[:-SMOOTHING], 0).mean(1)  # (frames - SMOOTHING,)
     gap = round(ONSET_GAP_SECONDS / HOP_SECONDS)
     around = np.lib.stride_tricks.sliding_window_view(np.pad(flux, gap, constant_values=-np.inf), 2 * gap + 1)
     # Strictly above what came before: of equal neighbours the first counts.
@@ -114,6 +117,6 @@ def _length(sample_rate_hz: int, seconds: float) -> int:
 def _spectra(clip: np.ndarray, sample_rate_hz: int, window_seconds: float, hop_seconds: float) -> np.ndarray:
     """Magnitudes (frames, F) under a Hann window; a clip shorter than a few windows is padded with silence."""
     length, hop = _length(sample_rate_hz, window_seconds), _length(sample_rate_hz, hop_seconds)
-    clip = np.pad(clip, (0, max(0, length + 3 * hop - len(clip))))
+    clip = np.pad(clip, (0, max(0, length + (SMOOTHING + 2) * hop - len(clip))))
     frames = np.lib.stride_tricks.sliding_window_view(clip, length)[::hop]
     return np.abs(np.fft.rfft(frames * np.hanning(length + 1)[:-1], axis=1))
