@@ -76,7 +76,8 @@ def run_recipe(
         pool = pool_of(ws, ground, scorers)
         progress(1, 1)
     texts = [prompt.text for prompt in ground.watched]
-    compared = {key: parts.rescored(ws, look, scorers, texts) for key, look in compared.items()}
+    model = ws.base_model(ground.start.base)  # it only decodes: the codec is the base's
+    compared = {key: parts.rescored(model, look, scorers, texts) for key, look in compared.items()}
     gold = ground.models.simulated and all(prompt.tags for prompt in ground.watched)
     if gold:
         with bar("gold judge, once") as progress:
@@ -101,8 +102,7 @@ def pool_of(ws: Workspace, ground: Ground, scorers: Scorers) -> Look:
     known = read_looks(folder)
     texts = [prompt.text for prompt in ground.watched]
     if known and known[0].codes.shape[:2] == (len(texts), most):
-        ws.policy(ground.start)
-        return parts.rescored(ws, known[0], scorers, texts)
+        return parts.rescored(ws.base_model(ground.start.base), known[0], scorers, texts)
     pool = parts.watch_of(ground, scorers, folder).look(0, ws.policy(ground.start), clips_per_prompt=most)
     write_look(pool, folder)
     return pool

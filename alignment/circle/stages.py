@@ -27,6 +27,7 @@ from alignment.evaluation.overoptimisation import Look, StageLooks
 from alignment.versions import register_adapter
 
 if TYPE_CHECKING:
+    from alignment.music.model import MusicModel
     from alignment.rewards.scorers import SharedEncoder, WeightedScorer
     from alignment.training.trainer import TrainResult
 
@@ -180,9 +181,7 @@ def _train(
     from alignment.training.dpo import train_dpo
     from alignment.training.expert_iteration import train_expert
 
-    sung = sing(
-        ws, parent, ground.prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number
-    )
+    sung = sing(ws, parent, ground.prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number)
     scores = _scores(scorers.proxy, sung)  # (P, N)
     texts = [prompt.text for prompt in sung.prompts]
     model = ws.policy(parent)
@@ -215,12 +214,13 @@ def sing(
     )  # fmt: skip
 
 
-def rescored(ws: Workspace, look: Look, scorers: Scorers, texts: Sequence[str]) -> Look:
-    """The look with the rewards of other scorers: stages that were rewarded differently are compared by one reward."""
+def rescored(model: MusicModel, look: Look, scorers: Scorers, texts: Sequence[str]) -> Look:
+    """The look with the rewards of other scorers: stages that were rewarded differently are compared by one reward.
+
+    ``model`` decodes, with or without an adapter."""
     from alignment.music.codec import decode
 
     prompts, each = look.codes.shape[:2]
-    model = next(iter(ws._models.values()))
     flat, asked = look.codes.reshape(prompts * each, *look.codes.shape[2:]), [t for t in texts for _ in range(each)]
     found: dict[str, list[np.ndarray]] = {"proxy_reward": [], "held_out_reward": []}
     for start in range(0, len(flat), 32):
