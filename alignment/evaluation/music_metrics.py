@@ -41,9 +41,9 @@ def sound_metrics(audio: np.ndarray, sample_rate_hz: int) -> dict[str, np.ndarra
 def onset_rate_hz(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Onsets a second of clips (B, samples), (B,): peaks of the spectral flux in 12 bands, 50 ms apart at least.
 
-    The flux of a frame is the mean over bands of the rise of log-magnitude since 50 ms ago (Bello et al., "A
-    tutorial on onset detection in music signals", 2005, section III-A). Levels are relative to the clip's loudest band, so
-    that loudness does not matter; silence has no onset."""
+    The flux of a frame is the mean over bands of the rise of log-magnitude since 50 ms ago (Bello et al., "A tutorial
+    on onset detection in music signals", 2005, section III-A). Levels are relative to the clip's loudest band, so that
+    loudness does not matter; silence has no onset."""
     return np.array([_onsets(clip, sample_rate_hz) for clip in _checked(audio)]) * sample_rate_hz / audio.shape[1]
 
 

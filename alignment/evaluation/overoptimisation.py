@@ -83,7 +83,9 @@ class Finding:
             return f"after step {self.peak_step} the reward that was optimised rose on while the {name} fell."
         if self.kind == FELL:
             return f"after step {self.peak_step} the {name} fell, and the reward that was optimised did not rise."
-        return f"the {name} shows no fall from its highest look (step {self.peak_step}) to the last (step {self.last_step})."
+        if self.peak_step == self.last_step:
+            return f"the {name} was highest at the last look, step {self.last_step}."
+        return f"the {name} shows no sure fall from its highest look, step {self.peak_step}, to step {self.last_step}."
 
 
 def find_overoptimisation(looks: Sequence[Look], *, judged_by: str = HELD_OUT, confidence: float = 0.95) -> Finding:
