@@ -270,6 +270,11 @@ def _prompts(ws: Workspace, recipe: AlignRecipe, models: RewardModels) -> tuple[
         seed = 900_000 + recipe.seed
         more = add_captions(ws, recipe.more_captions, seed, lambda _: Split.TRAIN)
         prompts += [prompt for prompt in more if prompt.text not in held | {p.text for p in prompts}]
+    if len(watched) < 2:
+        raise DataError(
+            f"{len(watched)} held-out prompts are on record, and a watch needs 2 for an interval; collect votes on more "
+            "prompts."
+        )
     if not prompts:
         raise DataError(
             "No prompt of the train split is left for the stages to sing; add some with attune generate --prompt, or "

@@ -300,14 +300,14 @@ def _say(done: Run, as_json: bool) -> None:
 
     summary, columns = done.summary(), ["of", "proxy", "held-out", "gold", "KL"]
     rows = []
-    for row in done.page.rows():
+    for row in done.page.rows:
         shown: dict[str, Any] = {"of": row.name, "KL": f"{'<= ' if row.kl_bound is not None else ''}{number(row.nats)}"}
         for key, label in (("proxy_reward", "proxy"), ("held_out_reward", "held-out"), ("gold_reward", "gold")):
             if (found := row.figures.get(key)) is not None:
                 shown[label] = f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
         rows.append(shown)
     lines = [
-        f"{stage.name}: {found.sentence}" for stage in done.page.stages for found in done.page.findings()[stage.name]
+        f"{stage.name}: {found.sentence}" for stage in done.page.stages for found in done.page.findings[stage.name]
     ]
     simulated = ["Simulated listeners: these rewards say nothing of how people hear."] if done.page.simulated else []
     text = "\n".join([*simulated, table(rows, columns), *lines, f"Page: {done.report}"])

@@ -28,9 +28,11 @@ def curves_chart(
     unit: str = "",
     marked: tuple[int, str] | None = None,
     levels: Sequence[tuple[float, str]] = (),
+    floor: float | None = None,
     note: str = "",
 ) -> str:
-    """One chart. ``marked``: a step with a dashed line and its name; ``levels``: dotted horizontal lines with names.
+    """One chart. ``marked``: a step with a dashed line and its name; ``levels``: dotted horizontal lines with names;
+    ``floor``: the least value there can be, below which no band is drawn.
 
     Bands are 95% intervals; a mean that is not finite is left out, and a chart without any is empty text."""
     curves = [
@@ -41,7 +43,11 @@ def curves_chart(
     edges = [
         e for c in curves for _, i in c.points for e in (i.value, i.low, i.high) if math.isfinite(e)
     ] + [value for value, _ in levels]  # fmt: skip
-    ticks = nice_ticks(min(edges), max(edges))
+    low, high = min(edges), max(edges)
+    if floor is not None:
+        low = max(low, floor)
+        high = high if high > low else low + 1.0  # nice_ticks would open an empty range to both sides
+    ticks = nice_ticks(low, high)
     steps = [x for c in curves for x, _ in c.points]
     first, last = min(steps), max(steps)
 

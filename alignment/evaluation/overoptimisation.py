@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -177,8 +178,9 @@ class RunPage:
     @property
     def headline(self) -> Finding:
         """The last stage's finding, on the gold judge where it was read."""
-        return self.findings()[self.stages[-1].name][-1]
+        return self.findings[self.stages[-1].name][-1]
 
+    @cached_property
     def findings(self) -> dict[str, list[Finding]]:
         """Each stage's findings, by its name: on the held-out reward, then on the gold judge where it was read."""
         judges = (HELD_OUT, GOLD) if self.gold else (HELD_OUT,)
@@ -187,6 +189,7 @@ class RunPage:
             for stage in self.stages
         }
 
+    @cached_property
     def rows(self) -> list[Row]:
         """The comparison: the start, best-of-N from its clips, then everything that was trained."""
         names = list(self.compared)
@@ -205,14 +208,14 @@ class RunPage:
             "stages": [
                 {"name": stage.name, "method": stage.method, "version": stage.version, "reward": dict(stage.reward),
                  "reference": stage.reference, "kept_step": stage.kept_step, "seconds": round(stage.seconds, 1),
-                 "findings": [_finding(found) for found in self.findings()[stage.name]],
+                 "findings": [_finding(found) for found in self.findings[stage.name]],
                  "looks": [{"step": look.step} | {name: _interval(look.mean(name)) for name in sorted(look.values)}
                            for look in stage.looks]}
                 for stage in self.stages
             ],
             "comparison": [
                 {"name": row.name, "kl_bound": row.kl_bound}
-                | {name: _interval(row.figures[name]) for name in sorted(row.figures)} for row in self.rows()
+                | {name: _interval(row.figures[name]) for name in sorted(row.figures)} for row in self.rows
             ],
         }  # fmt: skip
 

@@ -32,13 +32,13 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 REWARDS = ((PROXY, "proxy reward (optimised)", "proxy"), (HELD_OUT, "held-out reward (other raters and prompts)",
            "held-out"), (GOLD, "gold judge (read once, at the end)", "gold"))  # fmt: skip
 SOUND = (
-    ("kl", "KL to the base", "nats a clip"),
-    ("diversity", "Diversity", "mean CLAP distance between clips of a prompt"),
-    ("duplicates", "Duplicates", "share of clips with a twin"),
-    ("level_lufs", "Level", "LUFS"),
-    ("silence", "Silence", "share of 20 ms below −60 dBFS"),
-    ("onset_rate_hz", "Onset rate", "onsets a second"),
-    ("pitch_class_entropy_bits", "Pitch-class entropy", "bits, at most 3.58"),
+    ("kl", "KL to the base", "nats a clip", None),
+    ("diversity", "Diversity", "mean CLAP distance between clips of a prompt", 0.0),
+    ("duplicates", "Duplicates", "share of clips with a twin", 0.0),
+    ("level_lufs", "Level", "LUFS", None),
+    ("silence", "Silence", "share of 20 ms below −60 dBFS", 0.0),
+    ("onset_rate_hz", "Onset rate", "onsets a second", 0.0),
+    ("pitch_class_entropy_bits", "Pitch-class entropy", "bits, at most 3.58", 0.0),
 )
 WORDS = {OVER: "Over-optimised", FELL: "Fell", NOT_SEEN: "Not seen"}
 GLOSSARY = (
@@ -98,9 +98,9 @@ def render(page: RunPage) -> str:
 
 def _headline(page: RunPage) -> str:
     finding = page.headline
-    kept, start = page.rows()[-1], page.rows()[0]
+    kept, start = page.rows[-1], page.rows[0]
     last = page.stages[-1]
-    for row in page.rows():
+    for row in page.rows:
         kept = row if row.name == last.version else kept
     tiles = [_tile(title.partition(" (")[0].capitalize(), kept.figures[name], start.figures[name])
              for name, title, _ in REWARDS if name in kept.figures]  # fmt: skip
@@ -111,9 +111,8 @@ def _headline(page: RunPage) -> str:
         finding.kind, "No over-optimisation seen"
     )
     all_findings = "".join(
-        f'<p class="note">{escape(stage.name)}: {escape(found.sentence)}</p>'
-        for stage in page.stages
-        for found in page.findings()[stage.name]
+        f'<p class="note">{escape(found.sentence[:1].upper() + found.sentence[1:])}</p>'
+        for found in page.findings[last.name]
     )
     return (
         f'<section id="verdict" class="hero {"over" if finding.kind in (OVER, FELL) else "fine"}"><p class="verdict">'
@@ -148,18 +147,19 @@ def _stage(page: RunPage, stage: StageLooks) -> str:
     rewards = [curve(name, title, css) for name, title, css in REWARDS if name in looks[0].values]
     levels = []
     if stage is page.stages[-1]:  # the pool is scored by the last stage's reward
-        levels = [(row.figures[PROXY].value, row.name) for row in page.rows() if row.kl_bound is not None]
+        levels = [(row.figures[PROXY].value, row.name) for row in page.rows if row.kl_bound is not None]
     main = curves_chart(
         "Rewards over training", rewards, marked=kept, levels=levels,
         note="Base's scale: 0 is its mean, 1 the deviation between its clips of one prompt."
         + (" Dotted: what best-of-N reaches on the proxy, without training." if levels else ""),
     )  # fmt: skip
     small = "".join(
-        curves_chart(title, [curve(name, title, "plain")], unit=unit, marked=kept) for name, title, unit in SOUND
+        curves_chart(title, [curve(name, title, "plain")], unit=unit, marked=kept, floor=floor)
+        for name, title, unit, floor in SOUND
     )
     weights = " + ".join(f"{weight:g} {name}" for name, weight in stage.reward.items() if weight)
     facts = f"{stage.method}, reward {weights}, KL to {stage.reference}, {looks[-1].step} steps"
-    findings = "".join(f'<p class="finding">{_finding(found)}</p>' for found in page.findings()[stage.name])
+    findings = "".join(f'<p class="finding">{_finding(found)}</p>' for found in page.findings[stage.name])
     return (
         f'<section><h2 class="stage-head"><span>Stage {escape(stage.name)}</span></h2><p class="lead">{escape(facts)}'
         f'</p>{findings}<div class="wide">{main}</div><h3>What the clips became</h3><div class="charts">{small}</div>'
@@ -191,7 +191,7 @@ def _against_kl(page: RunPage) -> str:
             continue
         points = [(look.values["kl"].mean(), look.mean(name), f"step {look.step}", css) for look in last.looks]
         points += [
-            (row.kl_bound, row.figures[name], row.name, "pool") for row in page.rows() if row.kl_bound is not None
+            (row.kl_bound, row.figures[name], row.name, "pool") for row in page.rows if row.kl_bound is not None
         ]
         charts.append(plots.kl_chart(f"{title[:1].upper()}{title[1:]} against KL", points, reference=0.0))
     return (
@@ -224,7 +224,7 @@ def _comparison(page: RunPage) -> str:
         f'<tr><th scope="row">{escape(row.name)}<small>{row.figures[PROXY].n} clips</small></th>'
         + "".join(cell(row, name, show) for name, _, show in columns)
         + "</tr>"
-        for row in page.rows()
+        for row in page.rows
     )
     return (
         '<section id="comparison"><h2><span>Beside best-of-N and expert iteration</span></h2><p class="lead">The same '
