@@ -133,7 +133,9 @@ def test_the_page_stands_alone_and_its_json_holds_every_figure_it_shows() -> Non
 
 def test_a_page_of_human_votes_has_neither_the_mark_nor_a_gold_judge() -> None:
     made = page()
-    plain = [replace(one, values={k: v for k, v in one.values.items() if "gold" not in k}) for one in made.stages[0].looks]
+    plain = [
+        replace(one, values={k: v for k, v in one.values.items() if "gold" not in k}) for one in made.stages[0].looks
+    ]
     without = {k: v for k, v in made.pool.values.items() if "gold" not in k}
     human = page(
         simulated=False, stages=[replace(made.stages[0], looks=plain)], pool=replace(made.pool, values=without),

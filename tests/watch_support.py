@@ -42,9 +42,7 @@ def scorers() -> Scorers:
     """Loudness as the proxy, its opposite as the held-out reward."""
     unit = {"loudness": Scale(0.0, 1.0)}
     louder = CallableScorer(loudness, name="loudness", licence="own")
-    return Scorers(
-        WeightedScorer([(louder, 1.0)], unit), WeightedScorer([(louder, -1.0)], unit), SharedEncoder(Ears())
-    )
+    return Scorers(WeightedScorer([(louder, 1.0)], unit), WeightedScorer([(louder, -1.0)], unit), SharedEncoder(Ears()))
 
 
 def prompts(texts: Sequence[str] = TEXTS) -> list[Prompt]:

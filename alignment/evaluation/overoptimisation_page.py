@@ -190,9 +190,7 @@ def _against_kl(page: RunPage) -> str:
         if name not in page.pool.values:
             continue
         points = [(look.values["kl"].mean(), look.mean(name), f"step {look.step}", css) for look in last.looks]
-        points += [
-            (row.kl_bound, row.figures[name], row.name, "pool") for row in page.rows if row.kl_bound is not None
-        ]
+        points += [(row.kl_bound, row.figures[name], row.name, "pool") for row in page.rows if row.kl_bound is not None]
         charts.append(plots.kl_chart(f"{title[:1].upper()}{title[1:]} against KL", points, reference=0.0))
     return (
         '<section id="kl"><h2><span>What a nat buys</span></h2><p class="lead">Every look of the last stage and '
