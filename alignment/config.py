@@ -209,7 +209,7 @@ class AlignRecipe(Recipe):
 
     stages: tuple[StageSettings, ...] = Field(min_length=1, max_length=8)
     generation: GenerationSettings = Field(
-        GenerationSettings(), description="how training and the watch sing; every stage's, in place of its own"
+        GenerationSettings(), description="how the watch, best-of-N and pools sing; ppo's rollouts have their own"
     )
     reward: RewardSettings = Field(RewardSettings(), description="of both reward models, where they are not given")
     watch: WatchSettings = WatchSettings()

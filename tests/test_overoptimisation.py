@@ -33,10 +33,11 @@ def course(proxy: list[float], held_out: list[float], *, noise: float, prompts: 
     """Looks whose means follow the two courses; clips of a prompt share its level at every look."""
     rng = np.random.default_rng(seed)
     level = rng.normal(size=(prompts, 1))
-    return [
-        look(10 * i, p + level + noise * rng.normal(size=(prompts, 2)), h + level + noise * rng.normal(size=(prompts, 2)))
-        for i, (p, h) in enumerate(zip(proxy, held_out, strict=True))
-    ]  # fmt: skip
+
+    def around(mean: float) -> np.ndarray:
+        return mean + level + noise * rng.normal(size=(prompts, 2))
+
+    return [look(10 * i, around(p), around(h)) for i, (p, h) in enumerate(zip(proxy, held_out, strict=True))]
 
 
 def test_a_proxy_that_rises_while_the_held_out_reward_falls_is_over_optimisation() -> None:

@@ -171,7 +171,6 @@ def _train(
         from alignment.training.ppo import train_ppo
 
         model = ws.policy(parent)
-        settings = settings.model_copy(update={"generation": recipe.generation})
         reward = CodesReward(model, scorers.proxy)
         texts = [prompt.text for prompt in ground.prompts]
         return train_ppo(
@@ -272,8 +271,8 @@ def _prompts(ws: Workspace, recipe: AlignRecipe, models: RewardModels) -> tuple[
         prompts += [prompt for prompt in more if prompt.text not in held | {p.text for p in prompts}]
     if len(watched) < 2:
         raise DataError(
-            f"{len(watched)} held-out prompts are on record, and a watch needs 2 for an interval; collect votes on more "
-            "prompts."
+            f"{len(watched)} held-out prompts are on record, and a watch needs 2 for an interval; collect votes on "
+            "more prompts."
         )
     if not prompts:
         raise DataError(

@@ -31,6 +31,7 @@ Weights = Annotated[
     list[str] | None,
     typer.Option("--weight", help="HEAD=WEIGHT of the reward, such as text_adherence=1; repeat.", show_default=False),
 ]
+Seconds = Annotated[float, typer.Option(min=0.5, max=30.0, help="Length of the clips that are heard and judged.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run of this name was.")]
 
 
@@ -119,6 +120,7 @@ def expert(
     watch: WatchedBy = None,
     weight: Weights = None,
     clips: Annotated[int, typer.Option(min=2, max=64, help="N clips a prompt, of which the best are kept.")] = 4,
+    seconds: Seconds = 5.0,
     parent: Parent = "tiny-base",
     config: Config = None,
     resume: Resume = False,
@@ -133,7 +135,7 @@ def expert(
     settings = load_recipe(config or REPOSITORY / "configs" / "expert.yaml", ExpertSettings)
     stage = {"name": "expert", "method": "expert", "expert": settings.model_dump(), "clips_per_prompt": clips}
     _one_stage(name, stage, weight, settings.seed, snapshot, parent, reward_model, watch, resume, seed, home, database,
-               as_json, beside=False)  # fmt: skip
+               as_json, beside=False, generation={"clip_seconds": seconds})  # fmt: skip
 
 
 @align.command("ppo")
@@ -145,6 +147,7 @@ def ppo(
     weight: Weights = None,
     reference: Annotated[str, typer.Option(help="Where KL is measured from: base, or start (the parent).")] = "base",
     captions: Annotated[int, typer.Option(min=0, help="attune-tiny captions added to the prompts sung.")] = 0,
+    seconds: Seconds = 5.0,
     parent: Parent = "tiny-base",
     config: Config = None,
     resume: Resume = False,
@@ -159,7 +162,7 @@ def ppo(
     settings = load_recipe(config or REPOSITORY / "configs" / "ppo.yaml", PpoSettings)
     stage = {"name": "ppo", "method": "ppo", "ppo": settings.model_dump(), "reference": reference}
     _one_stage(name, stage, weight, settings.seed, snapshot, parent, reward_model, watch, resume, seed, home, database,
-               as_json, generation=settings.generation.model_dump(), more_captions=captions)  # fmt: skip
+               as_json, generation={"clip_seconds": seconds}, more_captions=captions)  # fmt: skip
 
 
 @align.command("run")
@@ -191,6 +194,7 @@ def best_of_n(
     snapshot: Snapshot,
     version: Annotated[str, typer.Option(help="Version that sings.")] = "tiny-base",
     most: Annotated[int, typer.Option(min=2, max=64, help="Largest N; its halves are measured too.")] = 16,
+    seconds: Seconds = 5.0,
     weight: Weights = None,
     prompts: Annotated[int, typer.Option(min=4, help="Held-out prompts, at most.")] = 24,
     reward_model: Reward = None,
@@ -206,7 +210,7 @@ def best_of_n(
     sizes = sorted({most} | {n for n in (2, 4, 8, 16, 32) if n < most})
     recipe = parse_recipe(
         {"stages": [{"name": "pool", "method": "expert", "reward": _weights(weight)}], "seed": seed or 0,
-         "watch": {"prompts": prompts, "best_of": sizes}, "beside": None}, AlignRecipe, origin="align best-of-n",
+         "watch": {"prompts": prompts, "best_of": sizes}, "beside": None, "generation": {"clip_seconds": seconds}}, AlignRecipe, origin="align best-of-n",
     )  # fmt: skip
 
     from alignment.circle import align_run, stages
