@@ -64,11 +64,11 @@ def test_dpop_pushes_a_fallen_chosen_clip_up_harder_than_it_pushes_the_rejected_
 def test_labels_average_both_orders_of_a_pair_as_worked_by_hand() -> None:
     # The logit is 1.5 (above): conservative DPO with a fifth of the votes flipped, and a tie.
     values = [torch.tensor([x] * 3, dtype=torch.float64) for x in (-10.0, -21.0, -12.0, -20.0)]
-    found = labelled_dpo_loss(*values, labels=torch.tensor([1.0, 0.8, 0.5]), beta=0.5, loss_type="sigmoid")
+    found = labelled_dpo_loss(*values, labels=torch.tensor([1.0, 0.8, 0.5]).double(), beta=0.5, loss_type="sigmoid")
     won, lost = math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(1.5))
     assert found.tolist() == pytest.approx([won, 0.8 * won + 0.2 * lost, (won + lost) / 2], abs=1e-12)
     # IPO per code: 2 / 4 + 1 / 2 = 1 against 1.25, turned round -1 against 1.25.
-    ipo = labelled_dpo_loss(*values, labels=torch.tensor([1.0, 0.8, 0.5]), beta=0.4, loss_type="ipo", chosen_codes=4,
+    ipo = labelled_dpo_loss(*values, labels=torch.tensor([1.0, 0.8, 0.5]).double(), beta=0.4, loss_type="ipo", chosen_codes=4,
                             rejected_codes=2)  # fmt: skip
     assert ipo.tolist() == pytest.approx([0.0625, 0.8 * 0.0625 + 0.2 * 5.0625, 2.5625], abs=1e-12)
 

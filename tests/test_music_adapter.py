@@ -174,7 +174,7 @@ def test_damaged_adapter_folders_are_refused_in_one_sentence(adapted: MusicModel
     bad_json = damage("bad_json")
     (bad_json / "adapter_config.json").write_text("{")
     other_kind = damage("other_kind")
-    (other_kind / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
+    (other_kind / "adapter_config.json").write_text(json.dumps({"peft_type": "VERA"}))
     other_rank = damage("other_rank")
     config = json.loads((good / "adapter_config.json").read_text())
     (other_rank / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
@@ -186,9 +186,9 @@ def test_damaged_adapter_folders_are_refused_in_one_sentence(adapted: MusicModel
         without_config: "no adapter_config.json",
         without_base: "no base.json",
         bad_json: "cannot be read",
-        other_kind: "LoRA",
+        other_kind: "of a known kind",
         other_rank: "do not fit",
-        other_layers: "not a LoRA adapter for this decoder",
+        other_layers: "not a LORA adapter for this decoder",
         tmp_path / "nowhere": "no such adapter folder",
     }
     model = make_tiny_music()

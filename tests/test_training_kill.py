@@ -44,7 +44,7 @@ def test_a_run_killed_at_random_steps_ends_bit_for_bit_where_an_undisturbed_one_
     seed = random.randrange(10**6)
     draw = random.Random(seed)
     whole = training_program.train(method, tmp_path / "whole", {})
-    assert whole.steps == 12
+    assert whole.steps == 12 == whole.best_step
     first = draw.randint(1, 10)
     until(method, tmp_path / "killed", first, draw.random() * 0.05)
     assert until(method, tmp_path / "killed", None, 0), "it ends"

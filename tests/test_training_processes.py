@@ -47,6 +47,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path, method: st
     shared = {"gradient_accumulation_steps": accumulation, "eval_steps": 2}
     one = training_program.train(method, tmp_path / "one", shared | {"per_device_train_batch_size": 4})
     said = torchrun(method, tmp_path / "two", shared | {"per_device_train_batch_size": 2})
+    assert one.best_step == one.steps > 2
     assert said.count("step 1 ") == 1, "one process reports for all"
     assert said.count(f"done {one.steps} {one.best_step}") == 2, "all agree on the step whose adapter is kept"
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")

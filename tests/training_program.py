@@ -44,7 +44,7 @@ def train(method: str, run_dir: Path, changes: dict[str, Any], *, on_step: Any =
 
     def watch(step: int, policy: Any) -> dict[str, float]:
         assert process_number() == 0, "one process watches for all"
-        return {"held_out_reward": -sum(float(value.abs().sum()) for value in policy.trainable_parameters())}
+        return {"held_out_reward": sum(float(value.abs().sum()) for value in policy.trainable_parameters())}
 
     model = make_tiny_music()
     more = {"watch": watch, "resume": True, "on_step": on_step}
@@ -62,7 +62,7 @@ def main() -> None:
     result = train(method, run_dir, changes, on_step=lambda step, steps, _: print(f"step {step} {steps}", flush=True))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    print("done", result.steps, result.best_step, flush=True)
+    sys.stdout.write(f"done {result.steps} {result.best_step}\n")  # in one piece: processes share a terminal
 
 
 if __name__ == "__main__":
