@@ -50,7 +50,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def workspace(home: Path) -> Workspace:
-    return Workspace.open(Settings.from_environment(database=f"sqlite:///{home / 'attune.db'}", store=str(home / "store")))
+    return Workspace.open(
+        Settings.from_environment(database=f"sqlite:///{home / 'attune.db'}", store=str(home / "store"))
+    )
 
 
 def test_each_stage_is_a_version_with_its_lineage_its_reward_and_the_simulated_mark(home: Path) -> None:
@@ -128,7 +130,8 @@ def test_a_run_that_was_stopped_goes_on_and_trains_nothing_twice(
 
 def test_best_of_n_alone_says_what_choosing_gives(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = attune(capsys, "align", "best-of-n", "--snapshot", "votes-1", "--most", "4", "--prompts", "4", "--reward",
-                  "v1-reward", "--watch", "v1-watch", "--weight", "clap_cosine=1", "--seconds", "0.5", "--json", "--home", home)  # fmt: skip
+                  "v1-reward", "--watch", "v1-watch", "--weight", "clap_cosine=1", "--seconds", "0.5", "--json",
+                  "--home", home)  # fmt: skip
     assert done.code == 0, done.err
     assert [row["of"] for row in done.json] == ["tiny-base", "best-of-2", "best-of-4"]
     assert [row["clips"] for row in done.json] == [16, 8, 4]
@@ -171,9 +174,7 @@ def test_a_snapshot_whose_clips_are_missing_is_refused_before_anything_is_traine
     assert not (tmp_path / "copy" / "runs" / "v2").exists()
 
 
-def test_an_adapter_for_another_base_is_refused(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_adapter_for_another_base_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(home, tmp_path / "copy")
     ws = workspace(tmp_path / "copy")
     folder = ws.store.path_of(ws.version("v1").adapter_uri)

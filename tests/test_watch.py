@@ -13,12 +13,12 @@ import torch
 from alignment.circle.rewarding import held_out_weights, split_snapshot
 from alignment.circle.watch import RunWatch, read_looks, write_look
 from alignment.config import ExpertSettings, LoraSettings
-from alignment.domain import Outcome, Split
+from alignment.domain import Outcome, RatedClip, Split
 from alignment.errors import DataError, StoreError
 from alignment.evaluation.music_metrics import sound_metrics, twins
 from alignment.music.codec import decode
 from alignment.music.text import encode_prompts
-from alignment.preferences import FrozenSnapshot, _content_sha256
+from alignment.preferences import FrozenSnapshot
 from alignment.training.examples import ClipExample
 from alignment.training.expert_iteration import train_expert
 from tests.music_support import make_tiny_music, randomise_adapter
@@ -133,9 +133,8 @@ def test_a_watched_training_keeps_the_adapter_that_the_held_out_reward_likes_bes
 # The split in two ---------------------------------------------------------------------------------------------------
 
 
-def frozen(pairs: list) -> FrozenSnapshot:
-    policy = {"both_bad": "tie", "rule_version": 1, "shuffle_seed": None}
-    return FrozenSnapshot(tuple(pairs), _content_sha256(pairs, policy, {}), policy, {})
+def frozen(pairs: list, ratings: tuple = ()) -> FrozenSnapshot:
+    return FrozenSnapshot(tuple(pairs), "", {"both_bad": "tie"}, {}, ratings)
 
 
 def test_the_halves_of_a_snapshot_share_neither_a_rater_nor_a_prompt() -> None:
@@ -165,6 +164,18 @@ def test_the_split_depends_on_what_was_voted_and_not_on_ids() -> None:
     assert one.proxy.content_sha256 == split_snapshot(frozen(pairs), 0.5, 3).proxy.content_sha256
     other = split_snapshot(frozen(pairs), 0.5, 4)
     assert {pair.vote_id for pair in one.proxy.pairs} != {pair.vote_id for pair in other.proxy.pairs}
+
+
+def test_ratings_of_single_clips_are_split_by_the_same_raters_and_prompts() -> None:
+    pairs = votes()
+    rated = tuple(
+        RatedClip(f"r-{pair.vote_id}", pair.prompt_id, pair.prompt_text, pair.split, pair.a, 50, None, None,
+                  pair.rater_id, pair.rater_kind)
+        for pair in pairs
+    )  # fmt: skip
+    halves = split_snapshot(frozen(pairs, rated), 0.5, 0)
+    for half in (halves.proxy, halves.held_out):
+        assert {f"r-{pair.vote_id}" for pair in half.pairs} == {one.rating_id for one in half.ratings} != set()
 
 
 def test_one_rater_one_prompt_and_a_half_of_ties_are_refused_in_words() -> None:

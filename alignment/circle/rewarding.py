@@ -17,7 +17,7 @@ from alignment.circle.learn import NamedSnapshot
 from alignment.circle.workspace import Progress, Workspace, no_progress
 from alignment.config import RewardSettings
 from alignment.db import runs, snapshots
-from alignment.domain import Pair, Split
+from alignment.domain import Pair, RatedClip, Split
 from alignment.errors import DataError, StoreError
 from alignment.preferences import FrozenSnapshot, freeze_snapshot, write_snapshot
 
@@ -49,16 +49,15 @@ class RewardModels:
 
 
 def split_snapshot(frozen: FrozenSnapshot, share: float, seed: int) -> Halves:
-    """The snapshot's votes in two: ``share`` of raters and of each split's prompts for ``held_out``, the rest for
-    ``proxy``. Votes of one's raters on the other's prompts are in neither.
+    """The snapshot's votes and ratings in two: ``share`` of raters and of each split's prompts for ``held_out``, the
+    rest for ``proxy``. What one's raters said of the other's prompts is in neither.
 
     The draw depends on what was voted, not on ids. Raises DataError with one rater or one prompt, and where a part is
     left without a decisive train vote."""
     rng = random.Random(seed)
-    raters = list(dict.fromkeys(pair.rater_id for pair in frozen.pairs))  # in the order of the content
-    prompts = {
-        split: sorted({pair.prompt_text for pair in frozen.pairs if pair.split == split}) for split in Split
-    }  # fmt: skip
+    said = (*frozen.pairs, *frozen.ratings)
+    raters = list(dict.fromkeys(one.rater_id for one in said))  # in the order of the content
+    prompts = {split: sorted({one.prompt_text for one in said if one.split == split}) for split in Split}
     if len(raters) < 2:
         raise DataError(
             "The snapshot has one rater; a reward model that watches needs other raters than the one that trains. "
@@ -66,18 +65,22 @@ def split_snapshot(frozen: FrozenSnapshot, share: float, seed: int) -> Halves:
         )
     other_raters = _drawn(raters, share, rng)
     other_prompts = {text for texts in prompts.values() for text in _drawn(texts, share, rng)}
-    parts: dict[bool, list[Pair]] = {False: [], True: []}
-    for pair in frozen.pairs:
-        if (pair.rater_id in other_raters) == (pair.prompt_text in other_prompts):
-            parts[pair.rater_id in other_raters].append(pair)
-    for name, part in (("trains", parts[False]), ("watches", parts[True])):
-        decisive = sum(pair.preference != 0.5 and pair.split == Split.TRAIN for pair in part)
+
+    def part(held: bool) -> tuple[list[Pair], list[RatedClip]]:
+        def belongs(one: Pair | RatedClip) -> bool:
+            return (one.rater_id in other_raters) == (one.prompt_text in other_prompts) == held
+
+        return [one for one in frozen.pairs if belongs(one)], [one for one in frozen.ratings if belongs(one)]
+
+    parts = {held: part(held) for held in (False, True)}
+    for name, (pairs, _) in (("trains", parts[False]), ("watches", parts[True])):
+        decisive = sum(pair.preference != 0.5 and pair.split == Split.TRAIN for pair in pairs)
         if not decisive:
             raise DataError(
                 f"Of {len(frozen.pairs)} votes by {len(raters)} raters, none decisive is left in the train split for "
                 f"the reward model that {name}; collect more votes, or give two reward models of other raters."
             )
-    return Halves(*(_frozen(frozen, parts[held]) for held in (False, True)))
+    return Halves(*(_frozen(frozen, *parts[held]) for held in (False, True)))
 
 
 def two_reward_models(
@@ -98,7 +101,7 @@ def two_reward_models(
             if each in known
             else learn.train_reward_model(ws, each, taken, settings, progress)
         )
-    texts = tuple(sorted({pair.prompt_text for pair in halves.held_out.pairs}))
+    texts = tuple(sorted(_raters_and_prompts(halves.held_out)[1]))
     return RewardModels(models[0], models[1], names, texts, snapshot.frozen.simulated)
 
 
@@ -112,8 +115,7 @@ def given_reward_models(ws: Workspace, proxy: str, held_out: str) -> RewardModel
             taken = next((one for one in snapshots.list_snapshots(s) if one.id == run.snapshot_id), None)
         if taken is None:
             raise DataError(f"Reward model {name} has no snapshot on record; train it with attune reward train.")
-        pairs = learn.load_snapshot(ws, taken.name).frozen.pairs
-        found.append((record, {pair.rater_id for pair in pairs}, {pair.prompt_text for pair in pairs}))
+        found.append((record, *_raters_and_prompts(learn.load_snapshot(ws, taken.name).frozen)))
     (first, raters, texts), (second, other_raters, other_texts) = found
     shared = (len(raters & other_raters), len(texts & other_texts))
     if any(shared):
@@ -130,6 +132,7 @@ def given_reward_models(ws: Workspace, proxy: str, held_out: str) -> RewardModel
 def check_clips(ws: Workspace, snapshot: NamedSnapshot) -> None:
     """Raises StoreError, with the number of them, when clips of the snapshot are no longer in the store."""
     wanted = {ref.audio_sha256 for pair in snapshot.frozen.pairs for ref in (pair.a, pair.b)}
+    wanted |= {rated.clip.audio_sha256 for rated in snapshot.frozen.ratings}
     missing = []
     for sha256 in sorted(wanted):
         try:
@@ -176,6 +179,11 @@ def held_out_weights(weights: Mapping[str, float], model: RewardModel) -> dict[s
     return {"text_adherence" if "text_adherence" in model.trained_heads else "preference": 1.0}
 
 
+def _raters_and_prompts(frozen: FrozenSnapshot) -> tuple[set[str], set[str]]:
+    said = (*frozen.pairs, *frozen.ratings)
+    return {one.rater_id for one in said}, {one.prompt_text for one in said}
+
+
 def _drawn(items: Sequence[str], share: float, rng: random.Random) -> set[str]:
     """A share of the items; of two or more at least one, and never all."""
     if len(items) < 2:
@@ -183,12 +191,12 @@ def _drawn(items: Sequence[str], share: float, rng: random.Random) -> set[str]:
     return set(rng.sample(list(items), min(len(items) - 1, max(1, round(share * len(items))))))
 
 
-def _frozen(whole: FrozenSnapshot, pairs: Sequence[Pair]) -> FrozenSnapshot:
+def _frozen(whole: FrozenSnapshot, pairs: Sequence[Pair], ratings: Sequence[RatedClip]) -> FrozenSnapshot:
     rows = []
-    for pair in pairs:
+    for pair in pairs:  # as the votes that they were; what flags exclude is left out of the whole already
         values = {field.name: getattr(pair, field.name) for field in fields(pair)}
-        rows.append(SimpleNamespace(**values, left=pair.a, right=pair.b))
-    return freeze_snapshot(rows, both_bad=whole.policy["both_bad"])
+        rows.append(SimpleNamespace(**values, left=pair.a, right=pair.b, flags=()))
+    return freeze_snapshot(rows, both_bad=whole.policy["both_bad"], ratings=ratings)
 
 
 def _record_half(

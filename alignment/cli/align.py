@@ -210,7 +210,9 @@ def best_of_n(
     sizes = sorted({most} | {n for n in (2, 4, 8, 16, 32) if n < most})
     recipe = parse_recipe(
         {"stages": [{"name": "pool", "method": "expert", "reward": _weights(weight)}], "seed": seed or 0,
-         "watch": {"prompts": prompts, "best_of": sizes}, "beside": None, "generation": {"clip_seconds": seconds}}, AlignRecipe, origin="align best-of-n",
+         "watch": {"prompts": prompts, "best_of": sizes}, "beside": None,
+         "generation": {"clip_seconds": seconds}},
+        AlignRecipe, origin="align best-of-n",
     )  # fmt: skip
 
     from alignment.circle import align_run, stages
