@@ -218,7 +218,7 @@ class AlignRecipe(Recipe):
     """Stages one after the other, watched by a reward model from other raters and prompts, with best-of-N and expert
     iteration beside them."""
 
-    stages: tuple[StageSettings, ...] = Field(min_length=1, max_length=8)
+    stages: tuple[StageSettings, ...]
     generation: GenerationSettings = Field(
         GenerationSettings(), description="how the watch, best-of-N and pools sing; ppo's rollouts have their own"
     )
@@ -235,6 +235,8 @@ class AlignRecipe(Recipe):
 
     @model_validator(mode="after")
     def _names(self) -> AlignRecipe:
+        if not 1 <= len(self.stages) <= 8:
+            raise ValueError(f"there are {len(self.stages)} stages; give from 1 to 8")
         names = [stage.name for stage in (*self.stages, *([self.beside] if self.beside else ()))]
         if len(set(names)) < len(names):
             raise ValueError(f"stages are called {', '.join(names)}; give each a name of its own")
@@ -307,6 +309,9 @@ def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]
         kind = found.annotation if found else None
         if get_origin(kind) is dict:  # recipes by name: the next part is a name, not a field
             kind = get_args(kind)[1]
+            next(parts, None)
+        if get_origin(kind) is tuple:  # recipes in a row: the next part is a number
+            kind = get_args(kind)[0]
             next(parts, None)
         if not isinstance(kind, type) or not issubclass(kind, BaseModel):
             return []
