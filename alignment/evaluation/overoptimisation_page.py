@@ -117,7 +117,7 @@ def _headline(page: RunPage) -> str:
     return (
         f'<section id="verdict" class="hero {"over" if finding.kind in (OVER, FELL) else "fine"}"><p class="verdict">'
         f'<span class="chip">{word}</span></p><h1>{title}</h1><p class="lead">Version {escape(last.version)} is the '
-        f"adapter of step {last.kept_step}, where the held-out reward was highest.</p>{all_findings}"
+        f"adapter of step {last.kept_step}, {_why_kept(last)}.</p>{all_findings}"
         f'<dl class="figures">{"".join(tiles)}</dl>'
         + (
             f'<p class="next">Compare it blind: <code>{escape(page.next_command)}</code></p>'
@@ -126,6 +126,16 @@ def _headline(page: RunPage) -> str:
         )
         + "</section>"
     )
+
+
+def _why_kept(stage: StageLooks) -> str:
+    """Why the adapter of this step was kept."""
+    best = max(stage.looks, key=lambda look: float(look.values[HELD_OUT].mean()))
+    if stage.kept_step == 0:
+        return "as the stage found it: no later look had a higher held-out reward"
+    if stage.kept_step == best.step:
+        return "where the held-out reward was highest"
+    return "its last; the held-out reward chose nothing, since eval_steps is 0"
 
 
 def _tile(label: str, found: Interval, start: Interval | None) -> str:
