@@ -14,6 +14,7 @@ import numpy as np
 from alignment.circle import stages as parts
 from alignment.circle.learn import NamedSnapshot
 from alignment.circle.stages import Bar, Ground
+from alignment.circle.sung import rescored
 from alignment.circle.watch import Scorers, read_looks, write_look
 from alignment.circle.workspace import Workspace, current_commit
 from alignment.config import AlignRecipe
@@ -77,7 +78,7 @@ def run_recipe(
         progress(1, 1)
     texts = [prompt.text for prompt in ground.watched]
     model = ws.base_model(ground.start.base)  # it only decodes: the codec is the base's
-    compared = {key: parts.rescored(model, look, scorers, texts) for key, look in compared.items()}
+    compared = {key: rescored(model, look, scorers, texts) for key, look in compared.items()}
     gold = ground.models.simulated and all(prompt.tags for prompt in ground.watched)
     if gold:
         with bar("gold judge, once") as progress:
@@ -102,7 +103,7 @@ def pool_of(ws: Workspace, ground: Ground, scorers: Scorers) -> Look:
     known = read_looks(folder)
     texts = [prompt.text for prompt in ground.watched]
     if known and known[0].codes.shape[:2] == (len(texts), most):
-        return parts.rescored(ws.base_model(ground.start.base), known[0], scorers, texts)
+        return rescored(ws.base_model(ground.start.base), known[0], scorers, texts)
     pool = parts.watch_of(ground, scorers, folder).look(0, ws.policy(ground.start), clips_per_prompt=most)
     write_look(pool, folder)
     return pool

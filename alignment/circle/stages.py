@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from alignment.circle import learn, rewarding
 from alignment.circle.captions import add_captions
-from alignment.circle.generate import generate_clips
 from alignment.circle.learn import NamedSnapshot
 from alignment.circle.rewarding import RewardModels
+from alignment.circle.sung import Sung, score_sung, sing
 from alignment.circle.watch import RunWatch, Scorers, read_looks
 from alignment.circle.workspace import Progress, Workspace, current_commit
 from alignment.config import AlignRecipe, StageSettings
@@ -23,27 +23,15 @@ from alignment.db import runs
 from alignment.db.versions import list_versions
 from alignment.domain import Prompt, Split, Version
 from alignment.errors import DataError, NotFoundError
-from alignment.evaluation.overoptimisation import Look, StageLooks
+from alignment.evaluation.overoptimisation import StageLooks
 from alignment.versions import register_adapter
 
 if TYPE_CHECKING:
-    from alignment.music.model import MusicModel
     from alignment.rewards.scorers import SharedEncoder, WeightedScorer
     from alignment.training.trainer import TrainResult
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 SCALE_PROMPTS, SCALE_CLIPS = 48, 4  # the base's clips on which every reward has mean 0 and deviation 1
-
-
-@dataclass(frozen=True)
-class Sung:
-    """Prompts with N clips each, as texts (P N), codes (P, N, K, T) and audio (P N, samples)."""
-
-    prompts: Sequence[Prompt]
-    texts: list[str]
-    codes: np.ndarray
-    audio: np.ndarray
-    sample_rate_hz: int
 
 
 @dataclass(frozen=True)
@@ -181,7 +169,7 @@ def _train(
     from alignment.training.expert_iteration import train_expert
 
     sung = sing(ws, parent, ground.prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number)
-    scores = _scores(scorers.proxy, sung)  # (P, N)
+    scores = score_sung(scorers.proxy, sung)  # (P, N)
     texts = [prompt.text for prompt in sung.prompts]
     model = ws.policy(parent)
     if stage.method == "expert":
@@ -194,42 +182,6 @@ def _train(
             "Weigh other heads."
         )
     return train_dpo(model, pairs, settings, folder, reference=stage.reference, **shared), {"ranked_pairs": len(pairs)}
-
-
-def sing(
-    ws: Workspace, version: Version, prompts: Sequence[Prompt], recipe: AlignRecipe, *, each: int, seed: int,
-    progress: Progress = lambda done, total: None,
-) -> Sung:  # fmt: skip
-    """``each`` clips a prompt of a version, recorded; those there already are not sung again."""
-    clips = generate_clips(
-        ws, version.name, prompts, recipe.generation.to_domain(), per_prompt=each, seed=seed, progress=progress
-    )
-    own = [clip for prompt in prompts for clip in clips[prompt.id]]
-    loaded = [ws.store.get_audio(clip.audio_sha256) for clip in own]
-    codes = np.stack([learn.codes_of(ws, clip) for clip in own])
-    return Sung(
-        list(prompts), [prompt.text for prompt in prompts for _ in range(each)],
-        codes.reshape(len(prompts), each, *codes.shape[1:]), np.stack([audio for audio, _ in loaded]), loaded[0][1],
-    )  # fmt: skip
-
-
-def rescored(model: MusicModel, look: Look, scorers: Scorers, texts: Sequence[str]) -> Look:
-    """The look with the rewards of other scorers: stages that were rewarded differently are compared by one reward.
-
-    ``model`` decodes, with or without an adapter."""
-    from alignment.music.codec import decode
-
-    prompts, each = look.codes.shape[:2]
-    flat, asked = look.codes.reshape(prompts * each, *look.codes.shape[2:]), [t for t in texts for _ in range(each)]
-    found: dict[str, list[np.ndarray]] = {"proxy_reward": [], "held_out_reward": []}
-    for start in range(0, len(flat), 32):
-        audio = decode(model, flat[start : start + 32])
-        for name, scorer in (("proxy_reward", scorers.proxy), ("held_out_reward", scorers.held_out)):
-            found[name].append(scorer.score_parts(asked[start : start + 32], audio, model.sample_rate_hz)[0])
-    kept = {name: values for name, values in look.values.items() if "/" not in name}
-    return replace(
-        look, values=kept | {name: np.concatenate(parts).reshape(prompts, each) for name, parts in found.items()}
-    )
 
 
 def version_name(run: str, recipe: AlignRecipe, stage: StageSettings) -> str:
@@ -280,15 +232,6 @@ def _prompts(ws: Workspace, recipe: AlignRecipe, models: RewardModels) -> tuple[
             "set more_captions."
         )
     return prompts, [watched[i] for i in sorted(chosen)]
-
-
-def _scores(scorer: WeightedScorer, sung: Sung) -> np.ndarray:
-    """Rewards (P, N), scored 32 clips at a time so that memory does not grow with the pool."""
-    parts = [
-        scorer.score_parts(sung.texts[i : i + 32], sung.audio[i : i + 32], sung.sample_rate_hz)[0]
-        for i in range(0, len(sung.texts), 32)
-    ]
-    return np.concatenate(parts).reshape(sung.codes.shape[:2])
 
 
 def _finished(ws: Workspace, stage: StageSettings, name: str, folder: Path) -> tuple[Version, StageLooks]:
