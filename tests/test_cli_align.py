@@ -129,14 +129,36 @@ def test_a_run_that_was_stopped_goes_on_and_trains_nothing_twice(
 
 
 def test_best_of_n_alone_says_what_choosing_gives(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = attune(capsys, "align", "best-of-n", "--snapshot", "votes-1", "--most", "4", "--prompts", "4", "--reward",
-                  "v1-reward", "--watch", "v1-watch", "--weight", "clap_cosine=1", "--seconds", "0.5", "--json",
-                  "--home", home)  # fmt: skip
+    command = (
+        "align",
+        "best-of-n",
+        "--snapshot",
+        "votes-1",
+        "--most",
+        "4",
+        "--prompts",
+        "4",
+        "--reward",
+        "v1-reward",
+        "--watch",
+        "v1-watch",
+        "--weight",
+        "clap_cosine=1",
+        "--seconds",
+        "0.5",
+        "--json",
+        "--home",
+        home,
+    )
+    done = attune(capsys, *command)
     assert done.code == 0, done.err
     assert [row["of"] for row in done.json] == ["tiny-base", "best-of-2", "best-of-4"]
     assert [row["clips"] for row in done.json] == [16, 8, 4]
     best = [float(row["proxy"].split()[0].replace("−", "-")) for row in done.json]
     assert best == sorted(best) and best[2] > best[0]  # the proxy chooses, so the proxy rises
+    again = attune(capsys, *command, "--seed", "5")
+    # Other clips, though the folder holds a pool of the same size.
+    assert again.code == 0 and again.json[0]["proxy"] != done.json[0]["proxy"]
 
 
 REFUSED = [

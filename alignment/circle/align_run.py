@@ -18,7 +18,7 @@ from alignment.circle.sung import rescored
 from alignment.circle.watch import Scorers, read_looks, write_look
 from alignment.circle.workspace import Workspace, current_commit
 from alignment.config import AlignRecipe
-from alignment.domain import Prompt, Version
+from alignment.domain import Prompt, Version, canonical_sha256
 from alignment.evaluation.overoptimisation import GOLD, Look, RunPage, StageLooks
 from alignment.evaluation.overoptimisation_page import write_page
 
@@ -99,10 +99,12 @@ def run_recipe(
 
 def pool_of(ws: Workspace, ground: Ground, scorers: Scorers) -> Look:
     """The start's clips of the watched prompts, as many as the largest best-of-N asks for; sung once."""
-    folder, most = ground.folder / "pool", max(ground.recipe.watch.best_of)
+    most, texts = max(ground.recipe.watch.best_of), [prompt.text for prompt in ground.watched]
+    sung = [texts, most, ground.recipe.seed, ground.recipe.generation.to_domain().sha256]
+    start = [ground.start.base_sha256, ground.start.adapter_sha256]
+    folder = ground.folder / f"pool-{canonical_sha256([sung, start])[:12]}"
     known = read_looks(folder)
-    texts = [prompt.text for prompt in ground.watched]
-    if known and known[0].codes.shape[:2] == (len(texts), most):
+    if known:
         return rescored(ws.base_model(ground.start.base), known[0], scorers, texts)
     pool = parts.watch_of(ground, scorers, folder).look(0, ws.policy(ground.start), clips_per_prompt=most)
     write_look(pool, folder)
