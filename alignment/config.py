@@ -155,6 +155,99 @@ class PpoSettings(Recipe):
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
+REWARD_PARTS = ("text_adherence", "quality", "preference", "clap_cosine")  # what a stage's reward may be made of
+
+
+class WatchSettings(Recipe):
+    """What looks at a policy while it trains: prompts that training never sings, and a reward model from other raters
+    and other prompts."""
+
+    prompts: int = Field(24, ge=4, description="held-out prompts sung at each look, at most")
+    clips_per_prompt: int = Field(2, ge=2, le=8, description="clips of each at each look")
+    best_of: tuple[int, ...] = Field((2, 4, 8, 16), min_length=1, description="sizes of best-of-N, out of one pool")
+    held_out_share: float = Field(
+        0.5, gt=0, lt=1, description="share of raters, and of prompts, that only the held-out reward model learns from"
+    )
+
+    @model_validator(mode="after")
+    def _sizes(self) -> WatchSettings:
+        if min(self.best_of) < 2 or max(self.best_of) > 64 or sorted(set(self.best_of)) != list(self.best_of):
+            raise ValueError(f"best_of is {list(self.best_of)}; give sizes from 2 to 64, each once, smallest first")
+        return self
+
+
+class StageSettings(Recipe):
+    """One training among several: where the policy is after the stages before it, and what it is rewarded for now.
+
+    Only the settings of its own ``method`` are read. ``expert`` has no reference: it imitates."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$", description="ends the version's name")
+    method: Literal["dpo", "expert", "ppo"]
+    reward: dict[str, float] = Field({"preference": 1.0}, min_length=1, description="weight of each part by name")
+    uncertainty_penalty: float = Field(0.0, ge=0, description="deviations of the ensemble taken off the reward")
+    reference: Literal["base", "start"] = Field("base", description="where KL is measured from")
+    clips_per_prompt: int = Field(4, ge=2, le=64, description="dpo, expert: N clips sung and scored before training")
+    pairs_per_prompt: int = Field(1, ge=1, le=32, description="dpo: the best k of N clips against the worst k")
+    dpo: DpoSettings = DpoSettings()
+    expert: ExpertSettings = ExpertSettings()
+    ppo: PpoSettings = PpoSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StageSettings:
+        for name in self.reward:
+            if name not in REWARD_PARTS:
+                near = difflib.get_close_matches(name, REWARD_PARTS, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REWARD_PARTS)}"
+                raise ValueError(f"stage {self.name}: there is no reward head {name}; {hint}")
+        if not any(self.reward.values()):
+            raise ValueError(f"stage {self.name}: every weight of its reward is 0; give one of them another")
+        if self.method == "dpo" and 2 * self.pairs_per_prompt > self.clips_per_prompt:
+            raise ValueError(
+                f"stage {self.name}: pairs_per_prompt ({self.pairs_per_prompt}) cannot be above half of "
+                f"clips_per_prompt ({self.clips_per_prompt})"
+            )
+        if self.method == "expert" and self.expert.keep >= self.clips_per_prompt:
+            raise ValueError(
+                f"stage {self.name}: expert.keep ({self.expert.keep}) must be below clips_per_prompt "
+                f"({self.clips_per_prompt})"
+            )
+        return self
+
+    @property
+    def settings(self) -> DpoSettings | ExpertSettings | PpoSettings:
+        """The settings of its method."""
+        return {"dpo": self.dpo, "expert": self.expert, "ppo": self.ppo}[self.method]
+
+
+class AlignRecipe(Recipe):
+    """Stages one after the other, watched by a reward model from other raters and prompts, with best-of-N and expert
+    iteration beside them."""
+
+    stages: tuple[StageSettings, ...]
+    generation: GenerationSettings = Field(
+        GenerationSettings(), description="how the watch, best-of-N and pools sing; ppo's rollouts have their own"
+    )
+    reward: RewardSettings = Field(RewardSettings(), description="of both reward models, where they are not given")
+    watch: WatchSettings = WatchSettings()
+    train_prompts: int = Field(0, ge=0, description="prompts that the stages sing, at most; 0: all in the train split")
+    more_captions: int = Field(0, ge=0, description="attune-tiny captions added to the prompts that the stages sing")
+    beside: StageSettings | None = Field(
+        StageSettings(name="expert", method="expert"),
+        description="what is trained from the same start for comparison, rewarded as the last stage is; null: nothing",
+    )
+    commercial: bool = Field(False, description="refuse scorers whose licence forbids commercial use")
+    seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+    @model_validator(mode="after")
+    def _names(self) -> AlignRecipe:
+        if not 1 <= len(self.stages) <= 8:
+            raise ValueError(f"there are {len(self.stages)} stages; give from 1 to 8")
+        names = [stage.name for stage in (*self.stages, *([self.beside] if self.beside else ()))]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages are called {', '.join(names)}; give each a name of its own")
+        return self
+
+
 class AlignSettings(Recipe):
     """How the aligned version is made; fixed before any comparison is looked at. The first stage makes the adapter;
     later ones go on with it, whatever LoRA their own settings name."""
@@ -221,6 +314,9 @@ def _field_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]
         kind = found.annotation if found else None
         if get_origin(kind) is dict:  # recipes by name: the next part is a name, not a field
             kind = get_args(kind)[1]
+            next(parts, None)
+        if get_origin(kind) is tuple:  # recipes in a row: the next part is a number
+            kind = get_args(kind)[0]
             next(parts, None)
         if not isinstance(kind, type) or not issubclass(kind, BaseModel):
             return []

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import account, circle, database, demo, models, reward, serve, study, worker
+from alignment.cli import account, align, circle, database, demo, models, reward, serve, study, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -33,7 +33,7 @@ app.command("simulate-votes")(circle.simulate_votes)
 app.command("snapshot")(circle.snapshot)
 models.reward.command("card")(reward.card)
 app.add_typer(models.reward, name="reward")
-app.add_typer(models.align, name="align")
+app.add_typer(align.align, name="align")
 app.command("compare")(circle.compare)
 app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
