@@ -1,0 +1,128 @@
+"""Everyone against the base and among themselves: blind comparisons of held-out prompts by held-out listeners."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from alignment.circle import listen, measure, methods
+from alignment.circle.contest import ClipOf, Panel
+from alignment.circle.generate import Clips
+from alignment.circle.kept import Kept
+from alignment.circle.musicrl_runs import Terms, score_clips, version_name
+from alignment.circle.musicrl_votes import PREFIX, open_untouched
+from alignment.circle.workspace import Progress, Workspace
+from alignment.config import MusicRlSettings
+from alignment.domain import Prompt
+from alignment.evaluation.intervals import Interval
+from alignment.evaluation.metrics import bootstrap_mean
+from alignment.evaluation.win_rate import WinRate
+from alignment.training.best_of_n import choose_best
+from alignment.versions import BASE_NAME
+
+BASE = "base"
+AMONG = (("R", "U"), ("R", "RU"), ("U", "RU"), ("joint", "RU"))  # (opponent, candidate)
+FIGURES = ("reward", "adherence", "cleanliness")
+
+
+def sing(
+    ws: Workspace, settings: MusicRlSettings, entrants: Mapping[str, str], prompts: Sequence[Prompt],
+    progress: Progress,
+) -> dict[str, Clips]:  # fmt: skip
+    """{entrant: clips of the held-out prompts}; ``entrants`` maps a run to its version, and the base sings too."""
+    generation = settings.generation.to_domain()
+    sung = {
+        BASE: methods.sing_base(
+            ws, prompts, generation, spare=settings.test_pool, seed=settings.seed, progress=progress
+        )
+    }
+    for name, version in entrants.items():
+        sung[name] = methods.sing_version(ws, version, prompts, generation, seed=settings.seed, progress=progress)
+    return sung
+
+
+def best_of(
+    ws: Workspace, settings: MusicRlSettings, terms: Terms, weights: Mapping[str, float], prompts: Sequence[Prompt],
+    base: Clips,
+) -> dict[uuid.UUID, Any]:  # fmt: skip
+    """The one of N spare clips of the base that the reward likes best, by prompt."""
+    spare = {prompt.id: base[prompt.id][1 : 1 + settings.test_pool] for prompt in prompts}
+    best = choose_best(score_clips(ws, terms, weights, prompts, spare)[1])
+    return {prompt.id: spare[prompt.id][index] for prompt, index in zip(prompts, best, strict=True)}
+
+
+def meetings(entrants: Sequence[str]) -> list[tuple[str, str]]:
+    """(opponent, candidate) of every comparison: each against the base, then those of AMONG that there are."""
+    return [(BASE, name) for name in entrants] + [
+        (first, rival) for first, rival in AMONG if first in entrants and rival in entrants
+    ]
+
+
+def meet(
+    panel: Panel, kept: Kept, opponent: str, candidate: str, heard: Mapping[str, ClipOf], votes: int,
+    progress: Progress, *, suffix: str = "",
+) -> tuple[str, WinRate]:  # fmt: skip
+    """(study, win rate of ``candidate`` over ``opponent``); a comparison that was finished before is not made again."""
+    found = kept.stage(
+        f"meet-{candidate}-{opponent}{suffix}",
+        lambda: _meet(panel, opponent, candidate, heard, votes, progress, suffix),
+    )
+    return found["study"], rate_from(found["rate"])
+
+
+def _meet(
+    panel: Panel, opponent: str, candidate: str, heard: Mapping[str, ClipOf], votes: int, progress: Progress,
+    suffix: str,
+) -> dict[str, Any]:  # fmt: skip
+    first, rival = heard[opponent], heard[candidate]
+    name = f"{PREFIX}-{candidate}-against-{opponent}{suffix}".lower()
+    study = open_untouched(panel.ws, name, listen.pairs_across(first, rival))
+    rate = panel.contest(study, candidate, first, rival, votes, progress)
+    return {"study": study, "rate": asdict(replace(rate, opponents=(opponent,)))}
+
+
+def rate_from(values: Mapping[str, Any]) -> WinRate:
+    """A win rate as ``asdict`` and JSON left it."""
+    left = values["left_share"]
+    return WinRate(**{**values, "opponents": tuple(values["opponents"]), "left_share": left and Interval(**left)})
+
+
+def judged(
+    ws: Workspace, panel: Panel, kept: Kept, prompts: Sequence[Prompt], heard: Mapping[str, ClipOf],
+    sung: Mapping[str, Clips], progress: Progress,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """What the gold judge hears of each entrant, (P,) per figure, with diversity and KL where a version sang."""
+    out = {}
+    for number, (name, clips) in enumerate(heard.items()):
+        out[name] = kept.stage(
+            f"judge-{name}", lambda name=name, clips=clips: _judged(ws, panel, name, prompts, clips, sung.get(name))
+        )
+        progress(number + 1, len(heard))
+    return out
+
+
+def _judged(
+    ws: Workspace, panel: Panel, name: str, prompts: Sequence[Prompt], clips: ClipOf, own: Clips | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "reward": panel.rewards(prompts, clips).tolist(),
+        "adherence": panel.adherence(prompts, clips).tolist(),
+        "cleanliness": panel.cleanliness(prompts, clips).tolist(),
+    }
+    if own is not None:
+        found["diversity"] = asdict(measure.diversity_of(ws, prompts[: methods.DIVERSITY_PROMPTS], own))
+        if name != BASE:
+            found["kl"] = asdict(measure.kl_to_base(ws, ws.version(version_name(name)), prompts, own).per_clip)
+    return found
+
+
+def against_base(found: Mapping[str, Any], base: Mapping[str, Any], figure: str) -> Interval:
+    """How far a figure of the judge lies above the base's, paired by prompt."""
+    return bootstrap_mean(np.array(found[figure]) - np.array(base[figure]))
+
+
+__all__ = ["AMONG", "BASE", "BASE_NAME", "FIGURES", "against_base", "best_of", "judged", "meet", "meetings", "sing"]
