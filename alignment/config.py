@@ -121,7 +121,9 @@ class PpoSettings(Recipe):
     num_generations: int = Field(4, ge=1, description="clips of each of these prompts")
     num_ppo_epochs: int = Field(2, ge=1, description="passes over each rollout")
     num_mini_batches: int = Field(2, ge=1, description="optimizer steps of one pass")
-    per_device_train_batch_size: int = Field(16, ge=1, description="clips scored at once; changes speed and memory only")
+    per_device_train_batch_size: int = Field(
+        16, ge=1, description="clips scored at once; changes speed and memory only"
+    )
     advantage: Literal["gae", "rloo", "grpo"] = Field("gae", description="how a clip's reward becomes advantages")
     cliprange: float = Field(0.2, gt=0, lt=1, description="how far a delayed step's ratio may go from 1")
     kl_coef: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in units of the reward")
@@ -206,7 +208,9 @@ class MusicRlRun(Recipe):
 class MusicRlSettings(Recipe):
     """MusicRL on attune-tiny with simulated listeners: users vote, selected raters rate text and quality and compare."""
 
-    users: str = Field("musicrl", description="population whose votes are the preference reward; configs/listeners.yaml")
+    users: str = Field(
+        "musicrl", description="population whose votes are the preference reward; configs/listeners.yaml"
+    )
     raters: str = Field("expert", description="population behind text and quality, and behind the comparisons")
     voted_prompts: int = Field(400, ge=10)
     held_out_prompts: int = Field(120, ge=10, description="voted on by others, for the held-out reward models")
@@ -234,7 +238,9 @@ class MusicRlSettings(Recipe):
         pairs = self.voted_prompts * self.clips_per_prompt * (self.clips_per_prompt - 1) // 2
         for name, votes in (("user_votes", self.user_votes), ("rater_votes", self.rater_votes)):
             if votes > VOTES_PER_PAIR * pairs:
-                raise ValueError(f"{name} ({votes}) cannot be above {VOTES_PER_PAIR} for each of {pairs} pairs of clips")
+                raise ValueError(
+                    f"{name} ({votes}) cannot be above {VOTES_PER_PAIR} for each of {pairs} pairs of clips"
+                )
         if self.test_votes > VOTES_PER_PAIR * self.test_prompts:
             raise ValueError(
                 f"test_votes ({self.test_votes}) cannot be above {VOTES_PER_PAIR} for each of {self.test_prompts} "

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from alignment.circle.workspace import Progress
 from alignment.errors import ConfigError, StoreError
 
 RECIPE = "recipe.json"
+SECONDS = "seconds.json"
+StageBar = Callable[[str], AbstractContextManager[Progress]]
 
 
 class Kept:
@@ -30,20 +34,31 @@ class Kept:
                 "--home."
             )
 
-    def stage(self, name: str, make: Callable[[], Any], seconds: dict[str, float] | None = None) -> Any:
-        """What ``make`` returned, as JSON has it; where the stage was finished before, what it returned then.
-
-        ``seconds`` gets the time the stage took, by its name, whenever that was."""
+    def stage(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned, as JSON has it; where the stage was finished before, what it returned then."""
         path = self.folder / "stages" / f"{name}.json"
         found = self._read(path)
         if found is None:
-            began = time.monotonic()
-            found = {"value": make(), "seconds": time.monotonic() - began}
-            _write(path, found)
+            _write(path, {"value": make()})
             found = self._read(path)
-        if seconds is not None:
-            seconds[name] = found["seconds"]
         return found["value"]
+
+    @contextmanager
+    def timed(self, name: str, bar: StageBar) -> Iterator[Progress]:
+        """A bar, and the seconds spent inside added to those of earlier attempts at this stage."""
+        began = time.monotonic()
+        try:
+            with bar(name) as progress:
+                yield progress
+        finally:
+            seconds = self.seconds
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+            _write(self.folder / SECONDS, seconds)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage over all attempts, in the order in which stages began; what a kill cut short is missing."""
+        return self._read(self.folder / SECONDS) or {}
 
     @staticmethod
     def _read(path: Path) -> Any:
@@ -59,9 +74,8 @@ def _write(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
+        temporary.write_text(json.dumps(value), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written ({error}); free space or choose another folder.") from error
-

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-
 from alignment.circle import listen, measure, methods
 from alignment.circle.contest import ClipOf, Panel
 from alignment.circle.generate import Clips
@@ -19,14 +17,12 @@ from alignment.circle.workspace import Progress, Workspace
 from alignment.config import MusicRlSettings
 from alignment.domain import Prompt
 from alignment.evaluation.intervals import Interval
-from alignment.evaluation.metrics import bootstrap_mean
 from alignment.evaluation.win_rate import WinRate
 from alignment.training.best_of_n import choose_best
-from alignment.versions import BASE_NAME
 
 BASE = "base"
 AMONG = (("R", "U"), ("R", "RU"), ("U", "RU"), ("joint", "RU"))  # (opponent, candidate)
-FIGURES = ("reward", "adherence", "cleanliness")
+KL_PROMPTS = 128  # each takes two more passes through the model
 
 
 def sing(
@@ -116,13 +112,7 @@ def _judged(
     if own is not None:
         found["diversity"] = asdict(measure.diversity_of(ws, prompts[: methods.DIVERSITY_PROMPTS], own))
         if name != BASE:
-            found["kl"] = asdict(measure.kl_to_base(ws, ws.version(version_name(name)), prompts, own).per_clip)
+            found["kl"] = asdict(
+                measure.kl_to_base(ws, ws.version(version_name(name)), prompts[:KL_PROMPTS], own).per_clip
+            )
     return found
-
-
-def against_base(found: Mapping[str, Any], base: Mapping[str, Any], figure: str) -> Interval:
-    """How far a figure of the judge lies above the base's, paired by prompt."""
-    return bootstrap_mean(np.array(found[figure]) - np.array(base[figure]))
-
-
-__all__ = ["AMONG", "BASE", "BASE_NAME", "FIGURES", "against_base", "best_of", "judged", "meet", "meetings", "sing"]

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alignment.circle import learn, listen
 from alignment.circle.captions import SOURCE
-from alignment.circle.demo import VOTED_TRAIN_SHARE, StageBar
+from alignment.circle.demo import VOTED_TRAIN_SHARE
 from alignment.circle.generate import Clips, generate_clips
-from alignment.circle.kept import Kept
+from alignment.circle.kept import Kept, StageBar
 from alignment.circle.workspace import Progress, Workspace
 from alignment.config import VOTES_PER_PAIR, MusicRlSettings
 from alignment.db import prompts as prompt_queries
@@ -91,9 +92,8 @@ def sing_base(ws: Workspace, prompts: Sequence[Prompt], settings: MusicRlSetting
 
 
 def learn_rewards(
-    ws: Workspace, settings: MusicRlSettings, kept: Kept, judge: Judge, clips: Mapping[str, Clips], bar: StageBar,
-    seconds: dict[str, float],
-) -> dict[str, Learnt]:  # fmt: skip
+    ws: Workspace, settings: MusicRlSettings, kept: Kept, judge: Judge, clips: Mapping[str, Clips], bar: StageBar
+) -> dict[str, Learnt]:
     """Votes and reward models of all four panels, by panel; ``clips`` by "voted" and "held-out"."""
     share = settings.held_out_prompts / settings.voted_prompts
     out = {}
@@ -103,11 +103,9 @@ def learn_rewards(
             panel = f"{voters}-held-out" if held else voters
             wanted = {"raters": settings.rater_votes, "users": settings.user_votes}[voters]
             votes = max(20, round(share * wanted)) if held else wanted
-            with bar(f"votes of {panel}") as progress:
-                study = kept.stage(
-                    f"votes-{panel}", lambda: _vote(ws, settings, panel, shown, votes, judge, progress), seconds
-                )
-            with bar(f"reward model of {panel}") as progress:
+            with kept.timed("votes", bar) as progress:
+                study = kept.stage(f"votes-{panel}", partial(_vote, ws, settings, panel, shown, votes, judge, progress))
+            with kept.timed("reward models", bar) as progress:
                 out[panel] = _learn(ws, settings, panel, study, progress)
     return out
 
@@ -164,9 +162,7 @@ def accuracies(ws: Workspace, learnt: Mapping[str, Learnt]) -> dict[str, Interva
         for head, panel in models.items()
         if head in learnt[panel].model.trained_heads
     }
-    cosine = [
-        [float(audio[ref.audio_sha256] @ text[pair.prompt_text]) for ref in (pair.a, pair.b)] for pair in pairs
-    ]
+    cosine = [[float(audio[ref.audio_sha256] @ text[pair.prompt_text]) for ref in (pair.a, pair.b)] for pair in pairs]
     found["clap_cosine"] = agrees(pairs, np.array(cosine))
     return {name: by_listener_and_prompt(pairs, credits) for name, credits in found.items()}
 
