@@ -206,7 +206,7 @@ class MusicRlRun(Recipe):
 
 
 class MusicRlSettings(Recipe):
-    """MusicRL on attune-tiny with simulated listeners: users vote, selected raters rate text and quality and compare."""
+    """MusicRL on attune-tiny with simulated listeners: users vote, selected raters rate and compare."""
 
     users: str = Field(
         "musicrl", description="population whose votes are the preference reward; configs/listeners.yaml"

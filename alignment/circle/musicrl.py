@@ -45,8 +45,8 @@ QUICK_NOTE = (
     "A quick run: R alone, on few clips and votes. Its intervals are wide, and it may miss what the full run finds."
 )
 WHO = (
-    "Text and quality are learnt from simulated {raters} listeners, the preference from simulated {users} listeners, both "
-    "on clips of the base; {raters} listeners who voted on nothing before compare, as MusicRL's selected raters did."
+    "Text and quality are learnt from simulated {raters} listeners, the preference from simulated {users} listeners, "
+    "both on clips of the base; {raters} listeners who voted on nothing before compare, as MusicRL's raters did."
 )
 
 

@@ -88,7 +88,7 @@ def _best(report: MusicRlReport) -> Claim | None:
 
 
 def _scores(curve: RunCurve | None) -> list[Claim]:
-    """Text and quality from the base to the adapter that was kept, as held-out reward models and the judge hear them."""
+    """Text and quality from the base to the kept adapter, as held-out reward models and the judge hear them."""
     if curve is None:
         return []
     out = []

@@ -16,7 +16,13 @@ from alignment.evaluation.intervals import Interval
 from alignment.evaluation.metrics import bootstrap_mean
 from alignment.evaluation.musicrl_plots import runs_chart
 from alignment.evaluation.musicrl_report import (
-    BASE, PUBLISHED_ACCURACY, PUBLISHED_RATINGS, PUBLISHED_SCORES, PUBLISHED_STEPS, Meeting, MusicRlReport,
+    BASE,
+    PUBLISHED_ACCURACY,
+    PUBLISHED_RATINGS,
+    PUBLISHED_SCORES,
+    PUBLISHED_STEPS,
+    Meeting,
+    MusicRlReport,
 )  # fmt: skip
 from alignment.evaluation.terminal import number, percent
 
@@ -43,8 +49,8 @@ GLOSSARY = (
     ),
     (
         "Judge",
-        "the gold judge behind the simulated listeners. Its reward is a clip's mean utility to the panel that compares, "
-        "without their noise. It hears every run's clips once, after all training.",
+        "the gold judge behind the simulated listeners. Its reward is a clip's mean utility to the panel that "
+        "compares, without their noise. It hears every run's clips once, after all training.",
     ),
     (
         "Over-optimised",
@@ -120,7 +126,8 @@ def _headline(report: MusicRlReport, badge: str) -> str:
         f"{'Gain' if gain else 'No gain'}</span>{badge}</p><h1>{title}</h1>"
         f'<p class="hero-figure"><strong>{value}</strong> <span>of decisive votes for {best.candidate} over the base, '
         f"95% interval {page._range(best.decisive) if best.decisive else 'unknown'}, from {best.rate.votes:,} blind "
-        f"votes by {best.rate.raters:,} held-out listeners on {best.rate.prompts:,} held-out prompts.{beside}</span></p>"
+        f"votes by {best.rate.raters:,} held-out listeners on {best.rate.prompts:,} held-out prompts.{beside}"
+        "</span></p>"
         f'{notes}<dl class="figures">{"".join(tiles)}</dl></section>'
     )
 
@@ -152,8 +159,8 @@ def _row(meeting: Meeting) -> str:
     if published and published.win is not None:
         theirs = " / ".join(percent(share) for share in (published.win, published.tie, published.loss))
     return (
-        f'<tr><th scope="row">{escape(meeting.candidate)} vs {escape(meeting.opponent)}<small>by {escape(meeting.judges)}'
-        f" listeners</small>{bar}</th>{cells}{_cell(found, percent)}{_cell(rate.interval, percent)}<td>{rate.votes:,}"
+        f'<tr><th scope="row">{escape(meeting.candidate)} vs {escape(meeting.opponent)}<small>by '
+        f"{escape(meeting.judges)} listeners</small>{bar}</th>{cells}{_cell(found, percent)}{_cell(rate.interval, percent)}<td>{rate.votes:,}"
         f'<small>{rate.raters:,} listeners, {rate.prompts:,} prompts</small></td><td class="theirs">{theirs}</td>'
         f'<td class="theirs">{percent(published.win_rate) if published else "–"}</td></tr>'
     )
@@ -175,8 +182,8 @@ def _claims(report: MusicRlReport, badge: str) -> str:
         'scope="col">MusicRL found</th><th scope="col">Here</th><th scope="col">Figures</th></tr></thead><tbody>'
         f"{rows}</tbody></table></div>",
         badge,
-        "“Reproduced” when the whole interval is on the claimed side, “contradicted” when it is on the other, else “not "
-        "shown”.",
+        "“Reproduced” when the whole interval is on the claimed side, “contradicted” when it is on the other, else "
+        "“not shown”.",
     )  # fmt: skip
 
 
@@ -245,8 +252,8 @@ def _accuracy(report: MusicRlReport, badge: str) -> str:
     votes = page._facts({f"votes of {panel}": f"{count:,}" for panel, count in report.votes.items()})
     return page._section(
         "accuracy", "Reward accuracy", f'<div class="forest">{"".join(lines)}{axis}</div>{votes}', badge,
-        "Share of decisive votes of users that each reward orders as they did, on prompts and by listeners that trained "
-        "none of them. The dashed line is chance.",
+        "Share of decisive votes of users that each reward orders as they did, on prompts and by listeners that "
+        "trained none of them. The dashed line is chance.",
     )  # fmt: skip
 
 

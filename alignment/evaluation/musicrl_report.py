@@ -94,7 +94,7 @@ class OverOptimisation:
 
 
 def over_optimisation(steps: Sequence[int], proxy: np.ndarray, gold: np.ndarray) -> OverOptimisation:
-    """``proxy`` and ``gold`` are (steps, P), the same prompts at every step. Raises DataError below two steps or prompts.
+    """``proxy`` and ``gold`` are (steps, P), the same prompts at every step. Raises DataError below two of either.
 
     Gao, Schulman and Hilton 2022, arXiv:2210.10760."""
     proxy, gold = np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)

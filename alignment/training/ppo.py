@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-
 from alignment.config import PpoSettings
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.training.advantages import explained_variance
