@@ -78,6 +78,8 @@ class AdapterSettings(Recipe):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
+    eval_steps: int = Field(0, ge=0, description="optimizer steps between evaluations; 0 trains to the end")
+    patience: int = Field(3, ge=1, description="evaluations without a better adapter before stopping")
     gradient_checkpointing: bool = False
     lora: LoraSettings = LoraSettings()
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
@@ -92,8 +94,6 @@ class DpoSettings(AdapterSettings):
     chosen_weight: float = Field(
         0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)"
     )
-    eval_steps: int = Field(0, ge=0, description="optimizer steps between validations; 0 trains to the end")
-    patience: int = Field(3, ge=1, description="validations without a better loss before stopping")
 
 
 class ExpertSettings(AdapterSettings):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,17 +21,17 @@ from transformers.trainer_utils import set_seed
 from alignment.config import DpoSettings
 from alignment.errors import ConfigError
 from alignment.training.batches import PairDataset, PolicyModule, collate
+from alignment.training.checkpoint import adapter_sha256, open_run
 from alignment.training.examples import DpoExample, check_examples, examples_from_pairs, examples_sha256
 from alignment.training.losses import chosen_nll, dpo_loss
 from alignment.training.trainer import (
     AdapterTrainer,
     OnStep,
     TrainResult,
-    adapter_sha256,
-    open_run,
     run_trainer,
     training_arguments,
 )
+from alignment.training.watching import Watch
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -46,6 +47,7 @@ def train_dpo(
     *,
     valid: Sequence[DpoExample] = (),
     reference: Literal["base", "start"] = "base",
+    watch: Watch | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
@@ -55,7 +57,8 @@ def train_dpo(
     same run (from the start when there is none yet) and ends where an uninterrupted run would; other settings, data or
     base are refused with ConfigError. ``on_step(step, steps, metrics)`` follows every optimizer step. Weights of
     examples count relative to their mean. ``reference``: the base, or the policy as it is handed over (a further
-    round). With ``valid`` pairs and settings.eval_steps the adapter kept is that of the least validation loss.
+    round). With ``valid`` pairs and settings.eval_steps the adapter kept is that of the least validation loss; with a
+    ``watch`` that gives held_out_reward, the one with the highest.
 
     History: loss, grad_norm, learning_rate; rewards/chosen, rewards/rejected, rewards/margins (nats times beta),
     rewards/accuracies; logps/chosen, logps/rejected (nats a clip); kl, KL(reference || policy) in nats a clip as
@@ -68,10 +71,10 @@ def train_dpo(
             f"label_smoothing is {settings.label_smoothing} with loss_type {settings.loss_type}; only robust reads it. "
             "Set loss_type to robust or label_smoothing to 0."
         )
-    if bool(settings.eval_steps) != bool(valid):
+    if valid and not settings.eval_steps or settings.eval_steps and not (valid or watch):
         raise ConfigError(
             f"eval_steps is {settings.eval_steps} and there are {len(valid)} validation pairs; early stopping needs "
-            "both, training to the end neither."
+            "eval_steps with validation pairs or a watch, training to the end none of them."
         )
     for part in (examples, valid) if valid else (examples,):
         check_examples(part, codebooks=model.codebooks, codebook_size=model.codebook_size)
@@ -93,12 +96,9 @@ def train_dpo(
         dataset = PairDataset.with_reference(policy, examples, **score)
         held = PairDataset.with_reference(policy, valid, **score) if valid else None
         arguments = _arguments(settings, run_dir, policy.device)
-        trainer = DpoTrainer(policy, arguments, dataset, collate, settings, on_step, held)
-        adapter_dir, history = run_trainer(trainer, model, run_dir, checkpoint)
-    return TrainResult(
-        adapter_dir, history, len(examples), trainer.state.global_step, time.monotonic() - started,
-        trainer.valid_history,
-    )  # fmt: skip
+        trainer = DpoTrainer(policy, arguments, dataset, collate, settings, on_step, held, watch)
+        result = run_trainer(trainer, model, run_dir, checkpoint)
+    return replace(result, seconds=time.monotonic() - started)
 
 
 class DpoTrainer(AdapterTrainer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,19 @@ from torch import Tensor
 from transformers.trainer_utils import set_seed
 
 from alignment.config import ExpertSettings
+from alignment.errors import ConfigError
 from alignment.training.batches import ClipDataset, PolicyModule, collate_clips
+from alignment.training.checkpoint import adapter_sha256, open_run
 from alignment.training.examples import ClipExample, check_examples, examples_sha256
 from alignment.training.losses import chosen_nll
 from alignment.training.trainer import (
     AdapterTrainer,
     OnStep,
     TrainResult,
-    adapter_sha256,
-    open_run,
     run_trainer,
     training_arguments,
 )
+from alignment.training.watching import Watch
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -39,16 +41,21 @@ def train_expert(
     settings: ExpertSettings,
     run_dir: str | Path,
     *,
+    watch: Watch | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train the model's adapter to sing the examples, adding one where there is none; the model is left with it.
 
-    Run folder, ``resume``, ``on_step`` and the weights of examples are as for ``train_dpo``. History: loss (nats per
-    code), grad_norm, learning_rate, logps/chosen (nats a clip). Raises DataError for examples the model cannot score,
-    TrainingError naming the step when the loss is no number."""
+    Run folder, ``watch``, ``resume``, ``on_step`` and the weights of examples are as for ``train_dpo``. History: loss
+    (nats per code), grad_norm, learning_rate, logps/chosen (nats a clip). Raises DataError for examples the model
+    cannot score, TrainingError naming the step when the loss is no number."""
     started = time.monotonic()
     run_dir, examples = Path(run_dir), list(examples)
+    if settings.eval_steps and watch is None:
+        raise ConfigError(
+            f"eval_steps is {settings.eval_steps} and there is no watch; expert iteration stops early by a watch alone."
+        )
     check_examples(examples, codebooks=model.codebooks, codebook_size=model.codebook_size)
     about = {
         "settings": settings.model_dump(mode="json"),
@@ -65,9 +72,11 @@ def train_expert(
     policy = PolicyModule(model)
     with policy.checkpointing(enabled=settings.gradient_checkpointing):
         arguments = training_arguments(settings, run_dir, policy.device)
-        trainer = ExpertTrainer(policy, arguments, ClipDataset(policy, examples), collate_clips, settings, on_step)
-        adapter_dir, history = run_trainer(trainer, model, run_dir, checkpoint)
-    return TrainResult(adapter_dir, history, len(examples), trainer.state.global_step, time.monotonic() - started)
+        trainer = ExpertTrainer(
+            policy, arguments, ClipDataset(policy, examples), collate_clips, settings, on_step, None, watch
+        )
+        result = run_trainer(trainer, model, run_dir, checkpoint)
+    return replace(result, seconds=time.monotonic() - started)
 
 
 class ExpertTrainer(AdapterTrainer):

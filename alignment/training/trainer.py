@@ -5,31 +5,38 @@ A checkpoint holds the adapter, the optimizer and the random state, and nothing 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from alignment.config import DpoSettings, ExpertSettings
-from alignment.errors import ConfigError, StoreError, TrainingError
+from alignment.config import AdapterSettings
+from alignment.errors import TrainingError
 from alignment.training.batches import PolicyModule
+from alignment.training.checkpoint import save_adapter
+from alignment.training.watching import (
+    PREFIX,
+    BestAdapter,
+    MetricsFile,
+    Watch,
+    Watched,
+    Watcher,
+    adapter_parameters,
+    read_weights,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
 WEIGHTS = "policy.safetensors"
-BEST = "best.safetensors"
-RUN = "run.json"
 OnStep = Callable[[int, int, dict[str, float]], None]
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
@@ -38,8 +45,10 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 class TrainResult:
     """Where the adapter is and how training went: one entry of ``history`` per optimizer step, in TRL's names.
 
-    ``valid`` is (step, loss on the validation examples) wherever it was measured; the adapter is then the one of the
-    step with the least, ``best_step``."""
+    ``valid`` is (step, loss on the validation examples) and ``watched`` (step, metrics of the watch) wherever they
+    were measured. The adapter is that of ``best_step``: the one with the highest held-out reward where a watch gave
+    one and eval_steps is set, else the one with the least validation loss, else the last. ``stopped`` says why
+    training ended before its last step, empty when it did not."""
 
     adapter_dir: Path
     history: list[dict[str, float]]
@@ -47,10 +56,13 @@ class TrainResult:
     steps: int
     seconds: float
     valid: list[tuple[int, float]] = field(default_factory=list)
+    watched: Watched = field(default_factory=list)
+    kept_step: int | None = None
+    stopped: str = ""
 
     @property
     def best_step(self) -> int:
-        return min(self.valid, key=lambda found: found[1])[0] if self.valid else self.steps
+        return self.steps if self.kept_step is None else self.kept_step
 
 
 class AdapterTrainer(Trainer):
@@ -67,12 +79,19 @@ class AdapterTrainer(Trainer):
         arguments: TrainingArguments,
         dataset: Dataset,
         collate: Collate,
-        settings: DpoSettings | ExpertSettings,
+        settings: AdapterSettings,
         on_step: OnStep | None = None,
         valid: Dataset | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        self.settings, self.valid = settings, valid
-        self.step_metrics: dict[str, float] = {}
+        self.settings, self.valid, self.stopped = settings, valid, ""
+        self.step_metrics: dict[str, float] = {}  # of the step so far, over all its micro-batches
+        self.measured: dict[str, float] = {}  # at the end of the step, by validation and the watch
+        run_dir, every, patience = Path(arguments.output_dir), settings.eval_steps, settings.patience
+        self.best_valid = BestAdapter(policy.music, run_dir, patience)
+        self.watcher = None
+        if watch is not None:
+            self.watcher = Watcher(watch, policy.music, run_dir, every=every, patience=patience)
         super().__init__(model=policy, args=arguments, train_dataset=dataset, data_collator=collate)
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)  # stdout belongs to results
@@ -114,53 +133,61 @@ class AdapterTrainer(Trainer):
             total += float(self.example_losses(self.accelerator.unwrap_model(self.model), inputs)[0].sum())
         return total / len(self.valid)
 
-    def validate(self, control: Any) -> None:
-        """Measure the validation loss, keep the adapter when it is the best so far, stop when patience is over."""
-        before = [loss for _, loss in self.valid_history]
-        loss = self.valid_loss()
-        # Not self.log: it would tell the Trainer that this step's own metrics are logged already.
-        self.state.log_history.append({"valid_loss": loss, "step": self.state.global_step})
-        if not before or loss < min(before):
-            self._write_weights(Path(self.args.output_dir) / BEST)
-        losses = [*before, loss]
-        if len(losses) - 1 - losses.index(min(losses)) >= self.settings.patience:
-            control.should_training_stop = True
+    def measure(self, step: int, *, last: bool) -> bool:
+        """Call the watch and validate where they are due. True when the patience of what chooses is over.
+
+        Where a watch gives a held-out reward that alone chooses; the validation loss is measured all the same."""
+        stop = False
+        if self.watcher is not None and self.watcher.due(step, last=last):
+            stop = self.watcher.look(step)
+            self.measured |= {f"{PREFIX}{name}": value for name, value in self.watcher.watched[-1][1].items()}
+        every = self.settings.eval_steps if self.valid is not None else 0
+        if every and step and (step % every == 0 or last):
+            loss = self.valid_loss()
+            self.measured["valid_loss"] = loss
+            stop = self.best_valid.offer(step, -loss) and not self._watch_chooses or stop
+        return stop
 
     @property
-    def valid_history(self) -> list[tuple[int, float]]:
-        """(step, validation loss); it is part of every checkpoint."""
-        return [(e["step"], e["valid_loss"]) for e in self.state.log_history if "valid_loss" in e]
+    def _watch_chooses(self) -> bool:
+        return self.watcher is not None and self.watcher.kept_step is not None
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose adapter is kept; None where it is the last one, chosen by nothing."""
+        return self.watcher.kept_step if self._watch_chooses else self.best_valid.step
+
+    def put_best_back(self) -> None:
+        """Put the adapter of ``kept_step`` onto the policy."""
+        (self.watcher.best if self._watch_chooses else self.best_valid).put_back()
+
+    def remember(self) -> None:
+        """Take up again what the checkpoint that training goes on from knew of validation and the watch."""
+        history = self.state.log_history
+        self.best_valid.scores = [(e["step"], -e["valid_loss"]) for e in history if "valid_loss" in e]
+        if self.watcher is not None:
+            self.watcher.remember(
+                (e["step"], {k.removeprefix(PREFIX): v for k, v in e.items() if k.startswith(PREFIX)})
+                for e in history
+                if any(name.startswith(PREFIX) for name in e)
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.step_metrics}
-            self.step_metrics = {}
+            logs = {**logs, **self.step_metrics, **self.measured}
+            self.step_metrics, self.measured = {}, {}
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trainable weights alone; the base is never copied."""
         if self.args.should_save:
-            self._write_weights(Path(output_dir or self.args.output_dir) / WEIGHTS)
-
-    def _write_weights(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trainable = self.accelerator.unwrap_model(self.model).trainable()
-        temporary = path.with_name(f".{path.name}.partial")
-        save_file({name: value.detach().contiguous() for name, value in trainable.items()}, temporary)
-        temporary.replace(path)
+            trainable = adapter_parameters(self.accelerator.unwrap_model(self.model))
+            write_weights(trainable, Path(output_dir or self.args.output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.read_weights(Path(resume_from_checkpoint) / WEIGHTS)
-
-    def read_weights(self, path: Path) -> None:
-        """Put the adapter's weights in a file onto the policy. Raises TrainingError when they are others."""
-        saved = load_file(path)
-        trainable = self.accelerator.unwrap_model(self.model).trainable()
-        if saved.keys() != trainable.keys():
-            raise TrainingError(f"{path.parent}: its adapter has other weights; start again without resume.")
-        with torch.no_grad():
-            for name, value in trainable.items():
-                value.copy_(saved[name])
+        read_weights(
+            adapter_parameters(self.accelerator.unwrap_model(self.model)), Path(resume_from_checkpoint) / WEIGHTS
+        )
 
 
 class _StepCallback(TrainerCallback):
@@ -169,10 +196,21 @@ class _StepCallback(TrainerCallback):
     def __init__(self, trainer: AdapterTrainer, on_step: OnStep | None) -> None:
         self.trainer, self.on_step = trainer, on_step
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer.remember()
+        self.metrics = MetricsFile(Path(args.output_dir), after=state.global_step or None)
+        if state.global_step == 0:
+            trainer.measure(0, last=False)
+            if trainer.measured:
+                state.log_history.append({**trainer.measured, "step": 0})
+                self.metrics.write(0, trainer.measured)
+                trainer.measured = {}
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        every = self.trainer.settings.eval_steps if self.trainer.valid is not None else 0
-        if every and (state.global_step % every == 0 or state.global_step == state.max_steps):
-            self.trainer.validate(control)
+        if self.trainer.measure(state.global_step, last=state.global_step == state.max_steps):
+            control.should_training_stop = True
+            self.trainer.stopped = f"no better adapter in {self.trainer.settings.patience} evaluations"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:
@@ -182,24 +220,34 @@ class _StepCallback(TrainerCallback):
             raise TrainingError(
                 f"{self.trainer.method}'s gradient norm is {norm} at step {state.global_step}; lower learning_rate."
             )
+        self.metrics.write(state.global_step, logs)
         if self.on_step is not None:
             self.on_step(state.global_step, state.max_steps, dict(logs))
 
 
-def run_trainer(
-    trainer: AdapterTrainer, model: MusicModel, run_dir: Path, checkpoint: Path | None
-) -> tuple[Path, list[dict[str, float]]]:
-    """Train to the end, put the best adapter on where validation chose one, and save it as ``run_dir/adapter``."""
+def run_trainer(trainer: AdapterTrainer, model: MusicModel, run_dir: Path, checkpoint: Path | None) -> TrainResult:
+    """Train to the end, put the best adapter on where one was chosen, and save it as ``run_dir/adapter``."""
+    started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.valid_history:
-        trainer.read_weights(run_dir / BEST)
+    trainer.put_best_back()
     adapter_dir = run_dir / "adapter"
-    _save_adapter(model, adapter_dir)
-    return adapter_dir, [dict(entry) for entry in trainer.state.log_history if "loss" in entry]
+    save_adapter(model, adapter_dir)
+    history = trainer.state.log_history
+    return TrainResult(
+        adapter_dir,
+        [dict(entry) for entry in history if "loss" in entry],
+        len(trainer.train_dataset),
+        trainer.state.global_step,
+        time.monotonic() - started,
+        [(entry["step"], entry["valid_loss"]) for entry in history if "valid_loss" in entry],
+        [] if trainer.watcher is None else trainer.watcher.watched,
+        trainer.kept_step,
+        trainer.stopped,
+    )
 
 
 def training_arguments(
-    settings: DpoSettings | ExpertSettings,
+    settings: AdapterSettings,
     run_dir: Path,
     device: torch.device,
     kind: type[TrainingArguments] = TrainingArguments,
@@ -239,64 +287,3 @@ def training_arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
-
-
-def open_run(run_dir: Path, about: Mapping[str, Any], *, resume: bool) -> Path | None:
-    """Claim a run folder for what ``about`` says of settings, data and base; the checkpoint to go on from, if any.
-
-    Raises ConfigError when the folder holds another run, or one that is not to be resumed."""
-    checkpoints = _whole_checkpoints(run_dir)
-    if resume and (run_dir / RUN).is_file():
-        try:
-            found = json.loads((run_dir / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise StoreError(f"{run_dir / RUN} is damaged; start again in an empty folder.") from None
-        differing = [name for name in about if found.get(name) != about[name]]
-        if differing:
-            raise ConfigError(
-                f"{run_dir} holds a run with other {', '.join(differing)}; resume with what it was started with, or "
-                "give an empty folder."
-            )
-        return checkpoints[-1] if checkpoints else None
-    if checkpoints or (run_dir / "adapter").exists():
-        raise ConfigError(f"{run_dir} already holds a run; resume it or give an empty folder.")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / RUN).write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{run_dir}: cannot be written ({error}); free space or choose another folder.") from error
-    return None
-
-
-def _whole_checkpoints(run_dir: Path) -> list[Path]:
-    """Checkpoints written to the end, oldest first: the trainer's state is the last file of each."""
-    whole = []
-    for folder in run_dir.glob("checkpoint-*"):
-        try:
-            whole.append((json.loads((folder / "trainer_state.json").read_text())["global_step"], folder))
-        except (OSError, ValueError, KeyError):
-            continue  # killed while it was written: the one before it is used
-    return [folder for _, folder in sorted(whole)]
-
-
-def _save_adapter(model: MusicModel, adapter_dir: Path) -> None:
-    temporary = adapter_dir.with_name(f".{adapter_dir.name}.partial")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        model.save_adapter(temporary)
-        if adapter_dir.exists():
-            shutil.rmtree(adapter_dir)
-        temporary.replace(adapter_dir)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise StoreError(f"{adapter_dir}: the adapter cannot be written ({error}); free space.") from error
-
-
-def adapter_sha256(model: MusicModel) -> str:
-    """sha256, hex, of the adapter that training starts from; empty when there is none yet."""
-    if not model.has_adapter:
-        return ""
-    digest = hashlib.sha256()
-    for value in model.trainable_parameters():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
