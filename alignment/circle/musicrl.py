@@ -30,6 +30,7 @@ from alignment.circle.musicrl_votes import PREFIX, Asked, Learnt, listener_seed
 from alignment.circle.workspace import Workspace, current_commit
 from alignment.config import MusicRlSettings
 from alignment.domain import Pair, canonical_sha256
+from alignment.errors import DataError
 from alignment.evaluation import musicrl_page
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.musicrl_report import Heard, Meeting, MusicRlReport, RunCurve, summary_of
@@ -87,7 +88,7 @@ def run_musicrl(ws: Workspace, settings: MusicRlSettings, folder: Path, bar: Sta
     trained = _train_all(ws, settings, kept, terms, asked, learnt, clips["voted"], folder, bar)
     panel = Panel(ws, judge, settings.test_listeners, listener_seed(settings, "test"), settings.raters)
     heard, sung = _sing_all(ws, settings, kept, terms, trained, asked, bar)
-    meetings = _meet_all(ws, settings, kept, panel, heard, bar)
+    meetings, alike = _meet_all(ws, settings, kept, panel, heard, bar)
     with kept.timed("judge", bar) as progress:
         figures = musicrl_contests.judged(ws, panel, kept, asked.test, heard, sung, progress)
         curves = [_curve(ws, settings, kept, run, asked, judge) for run in trained.runs]
@@ -103,7 +104,7 @@ def run_musicrl(ws: Workspace, settings: MusicRlSettings, folder: Path, bar: Sta
             votes={panel: len(found.snapshot.frozen.pairs) for panel, found in learnt.items()},
             stages=[Stage(name, seconds) for name, seconds in kept.seconds.items()],
             traces=_traces(settings, meetings, trained, learnt, ws), run=_run_facts(ws, settings),
-            notes=[WHO.format(raters=settings.raters, users=settings.users), *([QUICK_NOTE] if settings.quick else [])],
+            notes=[*([QUICK_NOTE] if settings.quick else []), *alike, _who(settings)],
             peak_memory_mb=peak_memory_mb(),
         )  # fmt: skip
         return _finish(ws, settings, kept, report, folder)
@@ -143,24 +144,33 @@ def _sing_all(
 
 def _meet_all(
     ws: Workspace, settings: MusicRlSettings, kept: Kept, panel: Panel, heard: Mapping[str, ClipOf], bar: StageBar
-) -> list[Meeting]:
-    entrants = [name for name in heard if name != BASE]
-    out = []
+) -> tuple[list[Meeting], list[str]]:
+    """Every comparison, and a sentence for each that there was nothing to hear in."""
+    wanted = [(*pair, panel, "") for pair in musicrl_contests.meetings([name for name in heard if name != BASE])]
+    if settings.users != settings.raters:  # those whose votes trained U, other listeners
+        seed = listener_seed(settings, "test-users")
+        users = Panel(ws, panel.judge, settings.test_listeners, seed, settings.users, heard=panel.heard)
+        wanted += [(BASE, run, users, "-users") for run in settings.runs]
+    met, alike = [], []
     with kept.timed("compare blind", bar) as progress:
-        for opponent, candidate in musicrl_contests.meetings(entrants):
-            study, rate = musicrl_contests.meet(panel, kept, opponent, candidate, heard, settings.test_votes, progress)
-            out.append(Meeting(candidate, opponent, rate, settings.raters, study))
-        if settings.users != settings.raters:  # those whose votes trained U, other listeners
-            users = Panel(
-                ws, panel.judge, settings.test_listeners, listener_seed(settings, "test-users"), settings.users,
-                heard=panel.heard,
-            )  # fmt: skip
-            for candidate in settings.runs:
-                study, rate = musicrl_contests.meet(
-                    users, kept, BASE, candidate, heard, settings.test_votes, progress, suffix="-users"
+        for opponent, candidate, judges, suffix in wanted:
+            found = musicrl_contests.meet(
+                judges, kept, opponent, candidate, heard, settings.test_votes, progress, suffix=suffix
+            )
+            if found is not None:
+                met.append(Meeting(candidate, opponent, found[1], judges.population, found[0], headline=not suffix))
+            elif not suffix:
+                alike.append(
+                    f"{candidate} and {opponent} sing exactly alike: no step of {candidate} pleased the held-out reward "
+                    "models more than its start."
                 )
-                out.append(Meeting(candidate, BASE, rate, settings.users, study, headline=False))
-    return out
+    if not met:
+        raise DataError("Every entrant sings exactly as the base does, so nothing can be compared; train for longer.")
+    return met, alike
+
+
+def _who(settings: MusicRlSettings) -> str:
+    return WHO.format(raters=settings.raters, users=settings.users)
 
 
 def _curve(

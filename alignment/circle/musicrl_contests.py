@@ -61,20 +61,24 @@ def meetings(entrants: Sequence[str]) -> list[tuple[str, str]]:
 def meet(
     panel: Panel, kept: Kept, opponent: str, candidate: str, heard: Mapping[str, ClipOf], votes: int,
     progress: Progress, *, suffix: str = "",
-) -> tuple[str, WinRate]:  # fmt: skip
-    """(study, win rate of ``candidate`` over ``opponent``); a comparison that was finished before is not made again."""
+) -> tuple[str, WinRate] | None:  # fmt: skip
+    """(study, win rate of ``candidate`` over ``opponent``); a comparison that was finished before is not made again.
+
+    None when both sound exactly alike on every prompt: the step that was kept is then the one it started from."""
     found = kept.stage(
         f"meet-{candidate}-{opponent}{suffix}",
         lambda: _meet(panel, opponent, candidate, heard, votes, progress, suffix),
     )
-    return found["study"], rate_from(found["rate"])
+    return found and (found["study"], rate_from(found["rate"]))
 
 
 def _meet(
     panel: Panel, opponent: str, candidate: str, heard: Mapping[str, ClipOf], votes: int, progress: Progress,
     suffix: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any] | None:  # fmt: skip
     first, rival = heard[opponent], heard[candidate]
+    if not listen.pairs_across(first, rival):
+        return None
     name = f"{PREFIX}-{candidate}-against-{opponent}{suffix}".lower()
     study = open_untouched(panel.ws, name, listen.pairs_across(first, rival))
     rate = panel.contest(study, candidate, first, rival, votes, progress)

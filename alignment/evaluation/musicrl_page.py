@@ -106,7 +106,7 @@ class _Lineage(SimpleNamespace):
 
 
 def _headline(report: MusicRlReport, badge: str) -> str:
-    best = report.meeting("RU", BASE) or report.meeting("R", BASE)
+    best = report.meeting("RU", BASE) or report.meeting("R", BASE) or report.meetings[0]
     gain = best.decisive is not None and best.decisive.low > 0.5
     tiles = [
         page._figure(
