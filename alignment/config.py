@@ -43,11 +43,12 @@ class GenerationSettings(Recipe):
 
 
 class LoraSettings(Recipe):
-    """A LoRA adapter on the decoder (PEFT's names)."""
+    """An adapter on the decoder, LoRA or another of PEFT's kinds (PEFT's names)."""
 
+    kind: Literal["lora", "loha", "ia3"] = Field("lora", description="ia3 has no rank and no scale")
     r: int = Field(16, ge=1, le=512, description="rank")
     lora_alpha: float = Field(32.0, gt=0, description="scale; the update is multiplied by lora_alpha / r")
-    target_modules: tuple[Literal["self_attention", "cross_attention", "feed_forward"], ...] = Field(
+    target_modules: tuple[Literal["self_attention", "cross_attention", "feed_forward", "heads"], ...] = Field(
         ("self_attention", "cross_attention", "feed_forward"), min_length=1, description="where adapters sit"
     )
 
@@ -69,7 +70,7 @@ class RewardSettings(Recipe):
 
 
 class AdapterSettings(Recipe):
-    """What every training of a LoRA adapter takes (TRL's names)."""
+    """What every training of an adapter takes (TRL's names)."""
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
     num_train_epochs: float = Field(2.0, gt=0)
@@ -80,7 +81,9 @@ class AdapterSettings(Recipe):
     save_steps: int = Field(0, ge=0, description="optimizer steps between checkpoints; 0 saves at the end only")
     eval_steps: int = Field(0, ge=0, description="optimizer steps between evaluations; 0 trains to the end")
     patience: int = Field(3, ge=1, description="evaluations without a better adapter before stopping")
+    report_to: str = Field("none", description="tensorboard, wandb, mlflow or whatever else the Trainer knows")
     gradient_checkpointing: bool = False
+    bf16: bool = Field(False, description="products in bfloat16; the adapter, its gradients and sums stay float32")
     lora: LoraSettings = LoraSettings()
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
@@ -88,11 +91,19 @@ class AdapterSettings(Recipe):
 class DpoSettings(AdapterSettings):
     """Direct preference optimisation with LoRA (TRL's names)."""
 
-    loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    loss_type: Literal["sigmoid", "ipo", "hinge", "robust", "dpop"] = "sigmoid"
     beta: float = Field(0.1, gt=0, le=100, description="strength of the pull to the reference")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of votes taken to be flipped")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="share of votes taken to be flipped: conservative DPO, or robust DPO's rate"
+    )
+    tie_weight: float = Field(
+        0.0, ge=0, le=1, description="weight of a tied vote as a pair that both clips win by half; 0 leaves ties out"
+    )
     chosen_weight: float = Field(
-        0.0, ge=0, description="weight of the negative log-likelihood of the chosen clip (RPO)"
+        0.0, ge=0, description="weight of the term on the chosen clip: RPO's, or with loss_type dpop DPOP's lambda"
+    )
+    chosen_floor: float = Field(
+        0.5, ge=0, description="nats a code the chosen clips may fall below the reference; then the run stops; 0: never"
     )
 
 

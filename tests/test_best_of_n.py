@@ -26,6 +26,18 @@ def test_pairs_hold_the_best_and_the_worst_clip_and_skip_prompts_that_say_nothin
     assert [e.prompt for e in best_worst_pairs(["a", "b", "c"], codes, scores, min_margin=0.3)] == ["a"]
 
 
+def test_a_constant_reward_is_refused_and_a_prompt_it_says_nothing_of_is_left_out() -> None:
+    codes = np.arange(2 * 3 * 2 * 4).reshape(2, 3, 2, 4)
+    constant, one = np.ones((2, 3)), np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 1.0]])
+    for choose in (
+        lambda s: best_worst_pairs(["a", "b"], codes, s),
+        lambda s: kept_clips(["a", "b"], codes, s, keep=1),
+    ):
+        with pytest.raises(DataError, match="same for all clips of each of 2 prompts; a constant reward"):
+            choose(constant)
+        assert [example.prompt for example in choose(one)] == ["b"]
+
+
 def test_the_best_k_meet_the_worst_k_best_against_worst() -> None:
     codes = np.arange(5)[None, :, None, None]  # clip n holds the code n
     scores = np.array([[0.2, 0.9, 0.5, 0.1, 0.4]])

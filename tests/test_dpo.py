@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +38,17 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge", "robust", "dpop"])
 def test_the_loss_falls_on_four_pairs_and_the_chosen_clips_become_likelier(tmp_path: Path, loss_type: str) -> None:
     model = make_tiny_music()
     smoothing = 0.1 if loss_type == "robust" else 0.0
-    chosen = settings(loss_type=loss_type, num_train_epochs=8, label_smoothing=smoothing)
+    weight = 5.0 if loss_type == "dpop" else 0.0
+    chosen = settings(loss_type=loss_type, num_train_epochs=8, label_smoothing=smoothing, chosen_weight=weight)
     result = train_dpo(model, random_examples(model, PROMPTS), chosen, tmp_path)
     losses = [entry["loss"] for entry in result.history]
     assert result.steps == len(losses) == 8 and result.examples == 4
     # Before the first step the policy is the reference: every logit is 0, so the loss is known.
-    start = {"sigmoid": math.log(2), "ipo": 25.0, "hinge": 1.0, "robust": math.log(2)}[loss_type]
+    start = {"ipo": 25.0, "hinge": 1.0}.get(loss_type, math.log(2))
     assert losses[0] == pytest.approx(start, abs=1e-5)
     assert losses[-1] < losses[0] - 0.02 * start
     first, last = result.history[0], result.history[-1]
@@ -211,9 +213,22 @@ def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_names_the_step(t
                 for parameter in model.trainable_parameters()[weights]:
                     parameter.fill_(float("nan"))
 
-    with pytest.raises(TrainingError, match="is nan at step 3"):
-        train_dpo(model, random_examples(model, PROMPTS), QUICK, tmp_path, on_step=spoil)
+    run = settings(per_device_train_batch_size=2, save_steps=1)
+    message = r"is nan at step 3, on the batch of '.*', '.*'; the last good checkpoint is .*checkpoint-1\. Lower learn"
+    with pytest.raises(TrainingError, match=message) as caught:
+        train_dpo(model, random_examples(model, PROMPTS), run, tmp_path, on_step=spoil)
+    assert sum(prompt in str(caught.value) for prompt in PROMPTS) == 2, "the two of that batch and no others"
+    assert (tmp_path / "checkpoint-2").exists(), "it was written after the weights broke, and is not called good"
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_broken_run_without_checkpoints_says_so_and_names_a_few_of_many_prompts(tmp_path: Path) -> None:
+    model = make_tiny_music()
+    model.add_adapter(QUICK.lora, seed=0)
+    model.trainable_parameters()[-1].data.fill_(float("nan"))
+    examples = random_examples(model, [*PROMPTS, "calm piano"])
+    with pytest.raises(TrainingError, match=r"and 2 more; there is no checkpoint to go back to; set save_steps"):
+        train_dpo(model, examples, settings(per_device_train_batch_size=5), tmp_path)
 
 
 def test_examples_the_model_cannot_score_are_refused_before_training(tmp_path: Path) -> None:
@@ -224,11 +239,15 @@ def test_examples_the_model_cannot_score_are_refused_before_training(tmp_path: P
         ([good, DpoExample("x", good.chosen[:2], good.rejected)], r"Example 1: chosen codes are \(2, 6\)"),
         ([DpoExample("x", good.chosen, good.rejected + 64)], "sampled by another model"),
         ([DpoExample("x", good.chosen, good.rejected, 0.0)], "weight is 0.0"),
+        ([DpoExample("x", good.chosen, good.rejected, 1.0, 0.4)], "label is 0.4"),
+        ([DpoExample("x", good.chosen, good.rejected, 1.0, 0.5)] * 3, "All 3 pairs are ties"),
     ):
         with pytest.raises(DataError, match=message):
             train_dpo(model, wrong, QUICK, tmp_path / "run")
-    with pytest.raises(ConfigError, match="only robust reads it"):
-        train_dpo(model, [good], settings(label_smoothing=0.1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="dpop without chosen_weight"):
+        train_dpo(model, [good], settings(loss_type="dpop"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"report_to is 'notebook'.*metrics\.jsonl by itself"):
+        train_dpo(model, [good], settings(report_to="notebook"), tmp_path / "run")
     assert not (tmp_path / "run").exists() and not model.has_adapter
 
 
@@ -256,6 +275,133 @@ def test_decisive_votes_become_examples_and_ties_do_not() -> None:
     assert [(e.prompt, int(e.chosen[0, 0]), int(e.rejected[0, 0]), e.weight) for e in made] == [
         ("calm piano", 0, 1, 0.5), ("dark organ", 21, 20, 0.5),
     ]  # fmt: skip
+
+
+def test_ties_are_kept_with_half_a_label_where_the_recipe_gives_them_weight() -> None:
+    codes = {f"codes-{n}{s}": np.full((2, 3), 10 * n + (s == "b")) for n in range(2) for s in "ab"}
+    votes = [pair(0, Outcome.A), pair(1, Outcome.TIE)]
+    made = examples_from_pairs(votes, codes.__getitem__, weight=2.0, tie_weight=0.25)
+    assert [(int(e.chosen[0, 0]), int(e.rejected[0, 0]), e.weight, e.label) for e in made] == [
+        (0, 1, 2.0, 1.0), (10, 11, 0.5, 0.5),
+    ]  # fmt: skip
+
+
+def test_votes_that_contradict_each_other_train_as_ties(tmp_path: Path) -> None:
+    model = make_tiny_music()
+    model.add_adapter(QUICK.lora, seed=0)
+    randomise_adapter(model, seed=2, scale=0.1)
+    start = [value.detach().clone() for value in model.trainable_parameters()]
+    one, other = random_examples(model, PROMPTS[:2])
+    run, found = settings(num_train_epochs=1), []
+    for name, examples in (
+        ("contradicting", [one, DpoExample(one.prompt, one.rejected, one.chosen), other, other]),
+        ("tied", [replace(one, label=0.5), replace(one, label=0.5), other, other]),
+    ):
+        with torch.no_grad():
+            for value, was in zip(model.trainable_parameters(), start, strict=True):
+                value.copy_(was)
+        result = train_dpo(model, examples, run, tmp_path / name)
+        found.append((result.history[0]["loss"], adapter_weights(result.adapter_dir)))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    for name in found[0][1]:
+        torch.testing.assert_close(found[0][1][name], found[1][1][name], rtol=0, atol=1e-5)
+
+
+def test_conservative_labels_smooth_every_vote_and_leave_robust_its_own_rule(tmp_path: Path) -> None:
+    model = make_tiny_music()
+    model.add_adapter(QUICK.lora, seed=0)
+    randomise_adapter(model, seed=2, scale=0.1)
+    (example,) = random_examples(model, PROMPTS[:1])
+    run = {"num_train_epochs": 1, "learning_rate": 1e-9, "label_smoothing": 0.2}
+    found = {}
+    for loss_type in ("sigmoid", "robust"):
+        (entry,) = train_dpo(model, [example], settings(loss_type=loss_type, **run), tmp_path / loss_type).history
+        found[loss_type] = entry
+    won, lost = (math.log(1 + math.exp(sign * found["sigmoid"]["rewards/margins"])) for sign in (-1, 1))
+    assert abs(won - lost) > 0.1
+    assert found["sigmoid"]["loss"] == pytest.approx(0.8 * won + 0.2 * lost, abs=1e-5)
+    assert found["robust"]["loss"] == pytest.approx((0.8 * won - 0.2 * lost) / 0.6, abs=1e-5)
+
+
+def test_the_run_stops_with_the_reason_when_the_chosen_clips_collapse(tmp_path: Path) -> None:
+    model = make_tiny_music()
+    examples = random_examples(model, PROMPTS)
+    # Both clips of a pair are the same but for one code, as in Smaug's failure mode: to part them, both fall.
+    near = [DpoExample(e.prompt, e.chosen, np.where(np.arange(6) == 5, e.rejected, e.chosen)) for e in examples]
+    wild = settings(learning_rate=0.05, num_train_epochs=40, chosen_floor=0.5, max_grad_norm=1e3)
+    message = r"DPO stopped at step \d+: the chosen clips' log-probability has fallen [\d.]+ nats a code below .*0\.5"
+    with pytest.raises(TrainingError, match=message):
+        train_dpo(model, near, wild, tmp_path / "alone")
+    assert not (tmp_path / "alone" / "adapter").exists()
+    watched = wild.model_copy(update={"eval_steps": 1, "patience": 99})
+    result = train_dpo(make_tiny_music(), near, watched, tmp_path / "watched",
+                       watch=lambda step, policy: {"held_out_reward": -abs(step - 1)})  # fmt: skip
+    assert "chosen_floor is 0.5" in result.stopped and result.best_step == 1
+    assert result.history[-1]["chosen_change"] < -0.5 <= result.history[-2]["chosen_change"]
+    assert result.steps < 40
+    endless = train_dpo(make_tiny_music(), near, wild.model_copy(update={"chosen_floor": 0.0}), tmp_path / "never")
+    assert endless.steps == 40 and endless.stopped == ""
+
+
+def test_reference_log_probabilities_are_scored_once_and_kept_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_music()
+    examples = random_examples(model, PROMPTS)
+
+    def kill(step: int, steps: int, metrics: dict) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(model, examples, QUICK, tmp_path, on_step=kill)
+    kept = load_file(tmp_path / "reference.safetensors")
+    fresh = PairDataset.with_reference(PolicyModule(make_tiny_music()), examples, batch_size=4)
+    assert kept["chosen"].tolist() == [item["ref_chosen"] for item in fresh.items]
+    assert kept["rejected"].tolist() == [item["ref_rejected"] for item in fresh.items]
+    scored = []
+    score = PairDataset._score_reference
+    monkeypatch.setattr(PairDataset, "_score_reference", lambda *a: scored.append(1) or score(*a))
+    train_dpo(make_tiny_music(), examples, QUICK, tmp_path, resume=True)
+    assert not scored
+    (tmp_path / "reference.safetensors").write_bytes(b"cut off")
+    again = PairDataset.with_reference(
+        PolicyModule(make_tiny_music()), examples, batch_size=4, cache=tmp_path / "reference.safetensors"
+    )
+    assert scored == [1] and again.items[0]["ref_chosen"] == kept["chosen"][0]
+
+
+def test_bfloat16_reaches_the_reference_and_stays_near_float32(tmp_path: Path) -> None:
+    found = {}
+    for bf16 in (False, True):
+        model = make_tiny_music()
+        result = train_dpo(model, random_examples(model, PROMPTS), settings(bf16=bf16), tmp_path / str(bf16))
+        found[bf16] = result.history
+        assert all(value.dtype == torch.float32 for value in model.trainable_parameters())
+    assert found[True][0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "the start is the reference, exactly"
+    assert found[True][0]["logps/chosen"] != found[False][0]["logps/chosen"], "products are in bfloat16"
+    for rough, exact in zip(found[True], found[False], strict=True):
+        assert rough["logps/chosen"] == pytest.approx(exact["logps/chosen"], rel=0.01)
+        assert rough["loss"] == pytest.approx(exact["loss"], abs=0.05)
+
+
+def test_metrics_reach_whatever_report_to_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    told = []
+
+    class Diary(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+            told.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "diary", Diary)
+    model = make_tiny_music()
+    run = settings(report_to="diary", eval_steps=2)
+    train_dpo(model, random_examples(model, PROMPTS), run, tmp_path, watch=lambda step, policy: {"level": 0.25})
+    steps = {step: logs for step, logs in told if "loss" in logs}
+    assert sorted(steps) == [1, 2, 3, 4] and "rewards/margins" in steps[1]
+    assert steps[2]["watch/level"] == 0.25 and "watch/level" not in steps[1]
+    assert "report_to" not in json.loads((tmp_path / "run.json").read_text())["settings"], "a resumed run may change it"
 
 
 def test_training_and_rewards_import_without_the_optional_packages() -> None:

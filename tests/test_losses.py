@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from alignment.errors import ConfigError, ShapeError
-from alignment.training.losses import LOSS_TYPES, chosen_nll, dpo_loss, sequence_logprobs
+from alignment.training.losses import LOSS_TYPES, chosen_nll, dpo_loss, labelled_dpo_loss, sequence_logprobs
 from tests.training_support import trl_dpo_loss
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 0.7])
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", [name for name in LOSS_TYPES if name != "dpop"])  # TRL has no DPOP
 def test_each_loss_and_its_gradient_equal_trls_on_the_same_log_probabilities(loss_type: str, beta: float) -> None:
     generator = torch.Generator().manual_seed(3)
     pairs, longest = 5, 12
@@ -44,6 +44,47 @@ def test_losses_of_one_pair_are_those_worked_by_hand() -> None:
     # Averages per code: 2 / 4 - (-1) / 2 = 1, and 1 / (2 beta) = 1.25, so the square of -0.25.
     ipo = dpo_loss(*values, beta=0.4, loss_type="ipo", chosen_codes=4, rejected_codes=2)
     assert ipo.item() == pytest.approx(0.0625, abs=1e-12)
+
+
+def test_dpop_charges_a_chosen_clip_that_falls_and_is_sigmoid_for_one_that_rises() -> None:
+    # chosen fell by 2 nats, rejected by 5: the logit is 0.5 * 3, less 0.5 * 4 for lambda 2 (arXiv:2402.13228, eq. 3).
+    fell = [torch.tensor([x], dtype=torch.float64) for x in (-14.0, -25.0, -12.0, -20.0)]
+    found = dpo_loss(*fell, beta=0.5, loss_type="dpop", dpop_lambda=2.0)
+    assert found.item() == pytest.approx(math.log(1 + math.exp(0.5)), abs=1e-12)
+    rose = [torch.tensor([x], dtype=torch.float64) for x in (-10.0, -21.0, -12.0, -20.0)]
+    torch.testing.assert_close(dpo_loss(*rose, beta=0.5, loss_type="dpop", dpop_lambda=2.0), dpo_loss(*rose, beta=0.5))
+
+
+def test_dpop_pushes_a_fallen_chosen_clip_up_harder_than_it_pushes_the_rejected_one_down() -> None:
+    values = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (-14.0, -25.0, -12.0, -20.0)]
+    dpo_loss(*values, beta=0.5, loss_type="dpop", dpop_lambda=2.0).sum().backward()
+    assert values[0].grad.item() == pytest.approx(-3 * values[1].grad.item())  # 1 + lambda times
+
+
+def test_labels_average_both_orders_of_a_pair_as_worked_by_hand() -> None:
+    # The logit is 1.5 (above): conservative DPO with a fifth of the votes flipped, and a tie.
+    values = [torch.tensor([x] * 3, dtype=torch.float64) for x in (-10.0, -21.0, -12.0, -20.0)]
+    found = labelled_dpo_loss(*values, labels=torch.tensor([1.0, 0.8, 0.5]), beta=0.5, loss_type="sigmoid")
+    won, lost = math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(1.5))
+    assert found.tolist() == pytest.approx([won, 0.8 * won + 0.2 * lost, (won + lost) / 2], abs=1e-12)
+    # IPO per code: 2 / 4 + 1 / 2 = 1 against 1.25, turned round -1 against 1.25.
+    ipo = labelled_dpo_loss(*values, labels=torch.tensor([1.0, 0.8, 0.5]), beta=0.4, loss_type="ipo", chosen_codes=4,
+                            rejected_codes=2)  # fmt: skip
+    assert ipo.tolist() == pytest.approx([0.0625, 0.8 * 0.0625 + 0.2 * 5.0625, 2.5625], abs=1e-12)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "robust"])
+def test_a_tie_pulls_the_clips_together_whichever_came_first_and_rests_where_they_are_equal(loss_type: str) -> None:
+    settings = {"labels": torch.tensor([0.5]), "beta": 0.3, "loss_type": loss_type, "label_smoothing": 0.1}
+
+    def gradient(chosen: float, rejected: float) -> list[float]:
+        values = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (chosen, rejected)]
+        labelled_dpo_loss(*values, torch.zeros(1).double(), torch.zeros(1).double(), **settings).sum().backward()
+        return [value.grad.item() for value in values]
+
+    assert gradient(-1.0, -1.0) == pytest.approx([0, 0], abs=1e-12)
+    ahead, behind = gradient(2.0, -1.0), gradient(-1.0, 2.0)
+    assert ahead[0] > 0 > ahead[1] and behind == pytest.approx(ahead[::-1])
 
 
 def test_robust_loss_averages_back_to_the_clean_loss_when_votes_flip_at_the_stated_rate() -> None:

@@ -1,4 +1,4 @@
-"""LoRA adapters on the decoder: made, saved and loaded in PEFT's format, tied to the base they were trained on."""
+"""Adapters on the decoder: made, saved and loaded in PEFT's format, tied to the base they were trained on."""
 
 from __future__ import annotations
 
@@ -17,34 +17,52 @@ from alignment.config import LoraSettings
 from alignment.errors import ModelError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 PROJECTIONS = "(q_proj|k_proj|v_proj|out_proj)"
+LAYERS, HEADS = r"model\.decoder\.layers\.\d+\.", r"lm_heads\.\d+"
 MODULES = {
-    "self_attention": rf"self_attn\.{PROJECTIONS}",
-    "cross_attention": rf"encoder_attn\.{PROJECTIONS}",
-    "feed_forward": "(fc1|fc2)",
+    "self_attention": rf"{LAYERS}self_attn\.{PROJECTIONS}",
+    "cross_attention": rf"{LAYERS}encoder_attn\.{PROJECTIONS}",
+    "feed_forward": f"{LAYERS}(fc1|fc2)",
+    "heads": HEADS,
 }
+# IA3 scales keys, values and what the second feed-forward layer reads (arXiv:2205.05638, section 3.3).
+IA3_MODULES = {
+    "self_attention": rf"{LAYERS}self_attn\.(k_proj|v_proj)",
+    "cross_attention": rf"{LAYERS}encoder_attn\.(k_proj|v_proj)",
+    "feed_forward": f"{LAYERS}fc2",
+    "heads": HEADS,
+}
+# PEFT's name of each kind, and what of its config makes the adapter that it is.
+FIELDS = {
+    "LORA": ("r", "lora_alpha", "bias", "target_modules"),
+    "LOHA": ("r", "alpha", "target_modules"),
+    "IA3": ("target_modules", "feedforward_modules"),
+}
+OWN = (".lora_", ".hada_", ".ia3_")  # in the names of an adapter's parameters, of whatever kind
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 
 
-def target_pattern(groups: tuple[str, ...]) -> str:
-    """The regular expression PEFT matches: the decoder's layers only, since T5 has layers of the same names."""
-    return r"decoder\.model\.decoder\.layers\.\d+\.(" + "|".join(MODULES[group] for group in groups) + ")"
+def target_pattern(groups: tuple[str, ...], modules: dict[str, str] = MODULES) -> str:
+    """The regular expression PEFT matches: within the decoder only, since T5 has layers of the same names."""
+    return r"decoder\.(" + "|".join(modules[group] for group in groups) + ")"
 
 
 def add(hf: nn.Module, lora: LoraSettings, *, seed: int, base_name: str) -> PeftModel:
-    """A PeftModel around ``hf`` with fresh float32 LoRA weights: A from ``seed``, B zero."""
-    from peft import LoraConfig, PeftModel
+    """A PeftModel around ``hf`` with a fresh float32 adapter drawn from ``seed``, which changes nothing yet."""
+    from peft import PeftModel
 
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=0.0,  # a rollout and its score must see the same policy
-        bias="none",
-        target_modules=target_pattern(tuple(lora.target_modules)),
-        base_model_name_or_path=base_name,
-    )
+    groups = tuple(lora.target_modules)
+    values: dict[str, Any] = {"target_modules": target_pattern(groups)}
+    if lora.kind == "lora":
+        values |= {"r": lora.r, "lora_alpha": lora.lora_alpha, "bias": "none"}
+    elif lora.kind == "loha":
+        values |= {"r": lora.r, "alpha": lora.lora_alpha}
+    else:
+        feed_forward = target_pattern(("feed_forward",), IA3_MODULES)
+        values = {"target_modules": target_pattern(groups, IA3_MODULES), "feedforward_modules": feed_forward}
+    config = _config(lora.kind.upper(), values, base_name)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -70,26 +88,21 @@ def save(model: PeftModel, folder: Path, *, base_sha256: str) -> None:
 
 def load(hf: nn.Module, folder: Path, *, base_sha256: str) -> PeftModel:
     """A PeftModel with the adapter in ``folder``, trainable. Raises ModelError when it does not fit."""
-    from peft import LoraConfig, PeftModel
-    from peft.utils import set_peft_model_state_dict
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-    config_values, weights = _read(folder, base_sha256)
+    values, weights = _read(folder, base_sha256)
+    kind = values["peft_type"]
     try:
-        config = LoraConfig(**{key: config_values[key] for key in ("r", "lora_alpha", "bias", "target_modules")})
-        config.base_model_name_or_path = config_values.get("base_model_name_or_path")
+        config = _config(kind, {key: values[key] for key in FIELDS[kind]}, values.get("base_model_name_or_path"))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = PeftModel(hf, config)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder}: {CONFIG} is not a LoRA adapter for this decoder ({_line(error)}).") from None
-    expected = {name for name, _ in model.named_parameters() if "lora_" in name}
-    given = {name.replace(".weight", ".default.weight") for name in weights}
-    wrong = sorted(expected ^ given)
-    shapes = dict(model.named_parameters())
-    for name, weight in weights.items():
-        parameter = shapes.get(name.replace(".weight", ".default.weight"))
-        if parameter is not None and parameter.shape != weight.shape:
-            wrong.append(name)
+        raise ModelError(f"{folder}: {CONFIG} is not a {kind} adapter for this decoder ({_line(error)}).") from None
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wrong = sorted(expected.keys() ^ weights.keys())
+    wrong += [name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape]
     if wrong:
         model.unload()
         hf.requires_grad_(False)
@@ -101,11 +114,12 @@ def load(hf: nn.Module, folder: Path, *, base_sha256: str) -> PeftModel:
 def base_tensors(hf: nn.Module) -> dict[str, Tensor]:
     """The base's state by its plain names, as if no adapter were there."""
     state = hf.state_dict()
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not _is_own(name)}
 
 
 def effective_weight(layer: nn.Module) -> Tensor:
-    """A linear layer's weight as it acts now: base plus the active adapter's update, base alone when it is off."""
+    """A linear layer's weight (out, in) as it acts now: the base's changed by the active adapter, the base's alone
+    when it is off. LoRA and LoHa add to it; IA3 scales its rows, or its columns where it scales what is read."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if not isinstance(layer, BaseTunerLayer):
@@ -114,18 +128,38 @@ def effective_weight(layer: nn.Module) -> Tensor:
     if layer.disable_adapters or layer.merged:
         return weight
     for name in layer.active_adapters:
-        if name in layer.lora_A:
+        if hasattr(layer, "ia3_l"):
+            weight = (weight * layer.ia3_l[name]).to(weight.dtype)  # (out, 1) or (1, in)
+        else:
             weight = weight + layer.get_delta_weight(name).to(weight.dtype)
     return weight
+
+
+def _config(kind: str, values: dict[str, Any], base_name: str | None) -> PeftConfig:
+    from peft import IA3Config, LoHaConfig, LoraConfig
+
+    # No dropout of any sort: a rollout and its score must see the same policy.
+    config = {"LORA": LoraConfig, "LOHA": LoHaConfig, "IA3": IA3Config}[kind](**values)
+    config.base_model_name_or_path = base_name
+    return config
+
+
+def _is_own(name: str) -> bool:
+    return any(part in name for part in OWN)
 
 
 def _settle(model: PeftModel) -> PeftModel:
     """Adapters in float32 and training, everything else frozen, no dropout anywhere."""
     for name, parameter in model.named_parameters():
-        trains = "lora_" in name
+        trains = _is_own(name)
         if trains:
             parameter.data = parameter.data.float()
         parameter.requires_grad_(trains)
+    for layer in model.modules():
+        if hasattr(layer, "module_dropout"):
+            # PEFT's LoHa draws a number in [0, 1) in training and skips the layer unless it is above this: 0 is
+            # reached once in 2**24 draws.
+            layer.module_dropout = dict.fromkeys(layer.module_dropout, -1.0)
     model.eval()
     return model
 
@@ -153,8 +187,11 @@ def _read(folder: Path, base_sha256: str) -> tuple[dict[str, Any], dict[str, Ten
             f"{folder}: this adapter was trained on another base (sha256 {str(base)[:12]}, "
             f"loaded {base_sha256[:12]}); load the base it belongs to."
         )
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{folder}: {CONFIG} does not describe a LoRA adapter; give a folder that save_adapter wrote.")
+    if not isinstance(config, dict) or config.get("peft_type") not in FIELDS:
+        raise ModelError(
+            f"{folder}: {CONFIG} does not describe an adapter of a known kind ({', '.join(FIELDS)}); give a folder "
+            "that save_adapter wrote."
+        )
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:

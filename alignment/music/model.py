@@ -102,7 +102,7 @@ class MusicModel:
         return self.peft is not None
 
     def add_adapter(self, lora: LoraSettings, *, seed: int = 0) -> None:
-        """Put a fresh LoRA adapter on the decoder, in float32; until it is trained it changes nothing."""
+        """Put a fresh adapter on the decoder, in float32; until it is trained it changes nothing."""
         self._require_no_adapter()
         self.peft = adapters.add(self.hf, lora, seed=seed, base_name=self.source)
 

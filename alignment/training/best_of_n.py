@@ -34,7 +34,7 @@ def best_worst_pairs(
     codes (P, N, K, T); scores (P, N). A pair is left out when its scores differ by no more than ``min_margin`` (equal
     scores say nothing). With ``members`` (M, P, N), the scores of an ensemble's M members, the margin counts
     deviations of the members' own differences: a pair on which they disagree is left out. Raises DataError on
-    mismatched shapes, scores that are not finite, and more pairs than N clips make."""
+    mismatched shapes, scores that are not finite or the same for every clip, and more pairs than N clips make."""
     scores = _checked(scores)
     codes = np.asarray(codes)
     if codes.ndim != 4 or codes.shape[:2] != scores.shape or len(prompts) != len(scores):
@@ -46,6 +46,7 @@ def best_worst_pairs(
         raise DataError(f"Members' scores are {members.shape}; (M, {scores.shape[0]}, {scores.shape[1]}) is needed.")
     if not 1 <= per_prompt <= scores.shape[1] // 2:
         raise DataError(f"{per_prompt} pairs of {scores.shape[1]} clips; each clip can be in one pair only.")
+    _require_a_choice(scores)
     order = np.argsort(-scores, axis=1, kind="stable")  # best first; the first among equals
     made = []
     for p, prompt in enumerate(prompts):
@@ -63,12 +64,19 @@ def kept_clips(
     prompts: Sequence[str], codes: Sequence[np.ndarray], scores: np.ndarray, *, keep: int
 ) -> list[ClipExample]:
     """The best ``keep`` of each prompt's N clips, best first, in the order of the prompts: what expert iteration
-    imitates. codes (P, N, K, T); scores (P, N). Raises DataError when as many are kept as there are."""
+    imitates. A prompt whose clips all score alike chooses nothing and is left out. codes (P, N, K, T); scores (P, N).
+    Raises DataError when as many are kept as there are, and when no prompt chooses."""
     scores = _checked(scores)
     if not 1 <= keep < scores.shape[1]:
         raise DataError(f"{keep} of {scores.shape[1]} clips kept; to keep all of them chooses nothing.")
+    _require_a_choice(scores)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
-    return [ClipExample(prompt, codes[p][best]) for p, prompt in enumerate(prompts) for best in order[p]]
+    return [
+        ClipExample(prompt, codes[p][best])
+        for p, prompt in enumerate(prompts)
+        if np.ptp(scores[p]) > 0
+        for best in order[p]
+    ]
 
 
 def best_of_n_kl(n: int) -> float:
@@ -78,6 +86,14 @@ def best_of_n_kl(n: int) -> float:
     if n < 1:
         raise DataError(f"n is {n}; best-of-n needs at least one clip.")
     return math.log(n) - (n - 1) / n
+
+
+def _require_a_choice(scores: np.ndarray) -> None:
+    if not np.ptp(scores, axis=1).any():
+        raise DataError(
+            f"The reward is the same for all clips of each of {len(scores)} prompts; a constant reward chooses "
+            "nothing. Look at what it scores, or sample more clips a prompt."
+        )
 
 
 def _checked(scores: np.ndarray) -> np.ndarray:

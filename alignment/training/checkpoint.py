@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
 from alignment.errors import ConfigError, StoreError
+from alignment.training.processes import is_first_process, wait_for_all
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
-RUN = "run.json"
+RUN, WEIGHTS = "run.json", "policy.safetensors"
 
 
 def open_run(run_dir: Path, about: Mapping[str, Any], *, resume: bool) -> Path | None:
@@ -36,9 +40,13 @@ def open_run(run_dir: Path, about: Mapping[str, Any], *, resume: bool) -> Path |
         return checkpoints[-1] if checkpoints else None
     if checkpoints or (run_dir / "adapter").exists():
         raise ConfigError(f"{run_dir} already holds a run; resume it or give an empty folder.")
+    if not is_first_process():
+        return None
+    temporary = run_dir / f".{RUN}.partial"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / RUN).write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.write_text(json.dumps(about, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.replace(run_dir / RUN)
     except OSError as error:
         raise StoreError(f"{run_dir}: cannot be written ({error}); free space or choose another folder.") from error
     return None
@@ -55,7 +63,25 @@ def whole_checkpoints(run_dir: Path) -> list[Path]:
     return [folder for _, folder in sorted(whole)]
 
 
+def last_good(run_dir: Path) -> str:
+    """Where a run that broke can be taken up, in words: its last whole checkpoint whose weights are all numbers."""
+    for folder in reversed(whole_checkpoints(run_dir)):
+        try:
+            if all(value.isfinite().all() for value in load_file(folder / WEIGHTS).values()):
+                return f"the last good checkpoint is {folder}"
+        except (SafetensorError, OSError):
+            continue
+    return "there is no checkpoint to go back to; set save_steps to keep some"
+
+
 def save_adapter(model: MusicModel, adapter_dir: Path) -> None:
+    """Write the model's adapter, whole or not at all; the first process writes, and all return when it is there."""
+    if is_first_process():
+        _write_adapter(model, adapter_dir)
+    wait_for_all()
+
+
+def _write_adapter(model: MusicModel, adapter_dir: Path) -> None:
     temporary = adapter_dir.with_name(f".{adapter_dir.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

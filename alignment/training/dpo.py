@@ -8,7 +8,7 @@ this stage, scored once beforehand; a checkpoint holds the adapter and nothing o
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,16 +20,16 @@ from transformers.trainer_utils import set_seed
 
 from alignment.config import DpoSettings
 from alignment.errors import ConfigError
+from alignment.training.arguments import training_arguments
 from alignment.training.batches import PairDataset, PolicyModule, collate
 from alignment.training.checkpoint import adapter_sha256, open_run
 from alignment.training.examples import DpoExample, check_examples, examples_from_pairs, examples_sha256
-from alignment.training.losses import chosen_nll, dpo_loss
+from alignment.training.losses import chosen_nll, labelled_dpo_loss
 from alignment.training.trainer import (
     AdapterTrainer,
     OnStep,
     TrainResult,
     run_trainer,
-    training_arguments,
 )
 from alignment.training.watching import Watch
 
@@ -61,15 +61,16 @@ def train_dpo(
     ``watch`` that gives held_out_reward, the one with the highest.
 
     History: loss, grad_norm, learning_rate; rewards/chosen, rewards/rejected, rewards/margins (nats times beta),
-    rewards/accuracies; logps/chosen, logps/rejected (nats a clip); kl, KL(reference || policy) in nats a clip as
+    rewards/accuracies; logps/chosen, logps/rejected (nats a clip); chosen_change, of the chosen clips' log-probability
+    against the reference (nats a code); kl, KL(reference || policy) in nats a clip as
     estimated from the pairs' own clips, which is right when those were sampled by the reference. Raises DataError for
-    examples the model cannot score, TrainingError naming the step when the loss is no number."""
+    examples the model cannot score; TrainingError naming the step, the batch and the last good checkpoint when the
+    loss is no number, and when chosen_change falls below -chosen_floor with no better adapter to keep."""
     started = time.monotonic()
     run_dir, examples, valid = Path(run_dir), list(examples), list(valid)
-    if settings.label_smoothing and settings.loss_type != "robust":
+    if settings.loss_type == "dpop" and not settings.chosen_weight:
         raise ConfigError(
-            f"label_smoothing is {settings.label_smoothing} with loss_type {settings.loss_type}; only robust reads it. "
-            "Set loss_type to robust or label_smoothing to 0."
+            "loss_type dpop without chosen_weight is sigmoid; set chosen_weight (its paper takes 5 to 50)."
         )
     if valid and not settings.eval_steps or settings.eval_steps and not (valid or watch):
         raise ConfigError(
@@ -78,8 +79,9 @@ def train_dpo(
         )
     for part in (examples, valid) if valid else (examples,):
         check_examples(part, codebooks=model.codebooks, codebook_size=model.codebook_size)
+    arguments = _arguments(settings, run_dir, model.device)
     about = {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"report_to"}),
         "examples": len(examples),
         "examples_sha256": examples_sha256([*examples, *valid]),
         "base_sha256": model.base_sha256,
@@ -90,12 +92,13 @@ def train_dpo(
         model.add_adapter(settings.lora, seed=settings.seed)
     set_seed(settings.seed)
 
-    policy, size = PolicyModule(model), settings.per_device_train_batch_size
+    policy, size = PolicyModule(model, bf16=settings.bf16), settings.per_device_train_batch_size
     with policy.checkpointing(enabled=settings.gradient_checkpointing):
         score = {"batch_size": size, "at_start": reference == "start"}
-        dataset = PairDataset.with_reference(policy, examples, **score)
-        held = PairDataset.with_reference(policy, valid, **score) if valid else None
-        arguments = _arguments(settings, run_dir, policy.device)
+        dataset = PairDataset.with_reference(policy, examples, cache=run_dir / "reference.safetensors", **score)
+        held = None
+        if valid:
+            held = PairDataset.with_reference(policy, valid, cache=run_dir / "reference-valid.safetensors", **score)
         trainer = DpoTrainer(policy, arguments, dataset, collate, settings, on_step, held, watch)
         result = run_trainer(trainer, model, run_dir, checkpoint)
     return replace(result, seconds=time.monotonic() - started)
@@ -111,16 +114,31 @@ class DpoTrainer(AdapterTrainer):
         logprobs = model(inputs["codes"], inputs["frames"], inputs["hidden"], inputs["mask"])  # (2 B,)
         chosen, rejected = logprobs.chunk(2)
         chosen_codes, rejected_codes = inputs["counts"].to(logprobs.dtype).chunk(2)
-        losses = dpo_loss(
-            chosen, rejected, inputs["ref_chosen"], inputs["ref_rejected"], beta=settings.beta,
+        labels = inputs["label"]
+        if settings.loss_type != "robust":  # robust reads the rate itself and stays unbiased
+            labels = labels - settings.label_smoothing * (2 * labels - 1)
+        losses = labelled_dpo_loss(
+            chosen, rejected, inputs["ref_chosen"], inputs["ref_rejected"], labels=labels, beta=settings.beta,
             loss_type=settings.loss_type, label_smoothing=settings.label_smoothing, chosen_codes=chosen_codes,
-            rejected_codes=rejected_codes,
+            rejected_codes=rejected_codes, dpop_lambda=settings.chosen_weight,
         )  # fmt: skip
-        if settings.chosen_weight:
+        if settings.chosen_weight and settings.loss_type != "dpop":
             losses = losses + settings.chosen_weight * chosen_nll(chosen, chosen_codes)
-        return losses, self._metrics(chosen.detach(), rejected.detach(), inputs)
+        return losses, self._metrics(chosen.detach(), rejected.detach(), inputs, chosen_codes)
 
-    def _metrics(self, chosen: Tensor, rejected: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    def reason_to_stop(self, metrics: Mapping[str, float]) -> str:
+        floor = self.settings.chosen_floor
+        if not floor or metrics["chosen_change"] >= -floor:
+            return ""
+        return (
+            f"the chosen clips' log-probability has fallen {-metrics['chosen_change']:.3g} nats a code below the "
+            f"reference (chosen_floor is {floor:g}): both sides fall, the rejected one faster. Set chosen_weight, take "
+            "loss_type dpop, or lower learning_rate."
+        )
+
+    def _metrics(
+        self, chosen: Tensor, rejected: Tensor, inputs: dict[str, Any], chosen_codes: Tensor
+    ) -> dict[str, Tensor]:
         reward_chosen = self.settings.beta * (chosen - inputs["ref_chosen"])
         reward_rejected = self.settings.beta * (rejected - inputs["ref_rejected"])
         return {
@@ -130,6 +148,7 @@ class DpoTrainer(AdapterTrainer):
             "rewards/accuracies": (reward_chosen > reward_rejected).float(),
             "logps/chosen": chosen,
             "logps/rejected": rejected,
+            "chosen_change": (chosen - inputs["ref_chosen"]) / chosen_codes,
             "kl": -(reward_chosen + reward_rejected) / (2 * self.settings.beta),
         }
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import set_seed
 
 from alignment.config import ExpertSettings
 from alignment.errors import ConfigError
+from alignment.training.arguments import training_arguments
 from alignment.training.batches import ClipDataset, PolicyModule, collate_clips
 from alignment.training.checkpoint import adapter_sha256, open_run
 from alignment.training.examples import ClipExample, check_examples, examples_sha256
@@ -27,7 +28,6 @@ from alignment.training.trainer import (
     OnStep,
     TrainResult,
     run_trainer,
-    training_arguments,
 )
 from alignment.training.watching import Watch
 
@@ -57,8 +57,9 @@ def train_expert(
             f"eval_steps is {settings.eval_steps} and there is no watch; expert iteration stops early by a watch alone."
         )
     check_examples(examples, codebooks=model.codebooks, codebook_size=model.codebook_size)
+    arguments = training_arguments(settings, run_dir, model.device)
     about = {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"report_to"}),
         "examples": len(examples),
         "examples_sha256": examples_sha256(examples),
         "base_sha256": model.base_sha256,
@@ -69,12 +70,10 @@ def train_expert(
         model.add_adapter(settings.lora, seed=settings.seed)
     set_seed(settings.seed)
 
-    policy = PolicyModule(model)
+    policy = PolicyModule(model, bf16=settings.bf16)
     with policy.checkpointing(enabled=settings.gradient_checkpointing):
-        arguments = training_arguments(settings, run_dir, policy.device)
-        trainer = ExpertTrainer(
-            policy, arguments, ClipDataset(policy, examples), collate_clips, settings, on_step, None, watch
-        )
+        dataset = ClipDataset(policy, examples)
+        trainer = ExpertTrainer(policy, arguments, dataset, collate_clips, settings, on_step, watch=watch)
         result = run_trainer(trainer, model, run_dir, checkpoint)
     return replace(result, seconds=time.monotonic() - started)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from alignment.errors import ConfigError, ShapeError
 
-LOSS_TYPES = ("sigmoid", "ipo", "hinge", "robust")
+LOSS_TYPES = ("sigmoid", "ipo", "hinge", "robust", "dpop")
 
 
 def sequence_logprobs(token_logprobs: Tensor, frames: Tensor | None = None) -> Tensor:
@@ -40,15 +42,17 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     chosen_codes: Tensor | int = 1,
     rejected_codes: Tensor | int = 1,
+    dpop_lambda: float = 0.0,
 ) -> Tensor:
     """The loss of each pair, (B,), before any averaging; the same numbers as TRL's DPOTrainer.
 
     The four log-probabilities are (B,), in nats, summed over a clip. ``chosen_codes`` and ``rejected_codes`` are how
     many codes (K * T) each clip has; only ipo needs them, because it compares averages per code.
-    ``label_smoothing`` is the share of flipped votes and is read by robust alone.
+    ``label_smoothing`` is the share of flipped votes and is read by robust alone, ``dpop_lambda`` by dpop alone.
 
     sigmoid: arXiv:2305.18290, eq. 7. hinge: SLiC, arXiv:2305.10425. ipo: arXiv:2310.12036, eq. 17.
-    robust: arXiv:2403.00409, eq. 12. Raises ConfigError for another loss type, ShapeError when shapes differ."""
+    robust: arXiv:2403.00409, eq. 12. dpop (TRL has none): arXiv:2402.13228, eq. 3; a chosen clip that falls below its
+    reference costs lambda times its fall. Raises ConfigError for another loss type, ShapeError when shapes differ."""
     shapes = {tuple(x.shape) for x in (policy_chosen, policy_rejected, ref_chosen, ref_rejected)}
     if len(shapes) != 1:
         raise ShapeError(f"log-probabilities have shapes {sorted(shapes)}; all four must be (B,).")
@@ -57,6 +61,8 @@ def dpo_loss(
     logits = beta * (chosen_logratios - rejected_logratios)
     if loss_type == "sigmoid":
         return -F.logsigmoid(logits)
+    if loss_type == "dpop":
+        return -F.logsigmoid(logits - beta * dpop_lambda * torch.relu(-chosen_logratios))
     if loss_type == "hinge":
         return torch.relu(1 - logits)
     if loss_type == "ipo":
@@ -66,6 +72,30 @@ def dpo_loss(
         clean, flipped = -F.logsigmoid(logits), -F.logsigmoid(-logits)
         return ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
     raise ConfigError(f"loss_type is {loss_type!r}; it must be one of {', '.join(LOSS_TYPES)}.")
+
+
+def labelled_dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    *,
+    labels: Tensor,
+    chosen_codes: Tensor | int = 1,
+    rejected_codes: Tensor | int = 1,
+    **loss: Any,
+) -> Tensor:
+    """``dpo_loss`` averaged over both orders of each pair, (B,), by the probability ``labels`` (B,) that the chosen
+    clip is the better one: 1 for a decisive vote, 0.5 for a tie, 1 - e for conservative DPO.
+
+    E. Mitchell, A note on DPO with noisy preferences and relationship to IPO (2023), eq. 3."""
+    as_voted = dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, chosen_codes=chosen_codes,
+                        rejected_codes=rejected_codes, **loss)  # fmt: skip
+    if bool((labels == 1).all()):
+        return as_voted
+    turned = dpo_loss(policy_rejected, policy_chosen, ref_rejected, ref_chosen, chosen_codes=rejected_codes,
+                      rejected_codes=chosen_codes, **loss)  # fmt: skip
+    return labels * as_voted + (1 - labels) * turned
 
 
 def chosen_nll(policy_chosen: Tensor, chosen_codes: Tensor | int) -> Tensor:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from alignment.config import PpoSettings
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.training.advantages import explained_variance
 from alignment.training.batches import PolicyModule
+from alignment.training.checkpoint import adapter_sha256, open_run, save_adapter, whole_checkpoints
 from alignment.training.experience import Experience, collect, frozen_adapter, prompts_of_step
 from alignment.training.policy_loss import adapted_kl_coef, approximate_kl, clipped_loss, step_logprobs
-from alignment.training.ppo_state import PpoState, last_checkpoint, read_checkpoint, save_adapter, write_checkpoint
+from alignment.training.ppo_state import PpoState, read_checkpoint, write_checkpoint
 from alignment.training.ranks import Ranks
 from alignment.training.reinforce import RewardFn
-from alignment.training.trainer import OnStep, TrainResult, adapter_sha256, open_run
+from alignment.training.trainer import OnStep, TrainResult
 from alignment.training.value import ValueHead
+from alignment.training.watching import PREFIX, MetricsFile, Watch, Watcher
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -44,7 +46,7 @@ def train_ppo(
     run_dir: str | Path,
     *,
     reference: Literal["base", "start"] = "base",
-    watch: Any | None = None,
+    watch: Watch | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
@@ -70,24 +72,22 @@ def train_ppo(
         "base_sha256": model.base_sha256,
         "start": f"{reference} {adapter_sha256(model)}",
     }
-    open_run(run_dir, about, resume=resume)
+    checkpoint = open_run(run_dir, about, resume=resume)
     if not model.has_adapter:
         model.add_adapter(settings.lora, seed=settings.seed)
-    trainer = PpoTrainer(model, prompts, reward, settings, run_dir, reference=reference)
-    if resume:
-        trainer.restore()
+    trainer = PpoTrainer(model, prompts, reward, settings, run_dir, reference=reference, watch=watch)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
     with PolicyModule(model).checkpointing(enabled=settings.gradient_checkpointing):
-        while trainer.state.step < settings.max_steps:
-            metrics = trainer.step()
-            if on_step is not None:
-                on_step(trainer.state.step, settings.max_steps, metrics)
+        trainer.train(on_step)
+    state, adapter_dir = trainer.state, run_dir / "adapter"
     if trainer.ranks.is_first:
-        save_adapter(model, run_dir / "adapter")
+        save_adapter(model, adapter_dir)
     trainer.ranks.wait()
-    clips = trainer.state.step * settings.rollout_prompts * settings.num_generations
     return TrainResult(
-        run_dir / "adapter", trainer.state.history, clips, trainer.state.step, time.monotonic() - started
-    )
+        adapter_dir, state.history, state.step * trainer.clips, state.step, time.monotonic() - started,
+        watched=state.watched, kept_step=trainer.watcher.kept_step if trainer.watcher else None, stopped=state.stopped,
+    )  # fmt: skip
 
 
 def _check(model: MusicModel, prompts: Sequence[str], settings: PpoSettings) -> None:
@@ -115,7 +115,7 @@ class PpoTrainer:
 
     def __init__(
         self, model: MusicModel, prompts: Sequence[str], reward: RewardFn, settings: PpoSettings, run_dir: Path, *,
-        reference: str,
+        reference: str, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.model, self.prompts, self.reward = model, list(prompts), reward
         self.settings, self.run_dir = settings, run_dir
@@ -129,16 +129,46 @@ class PpoTrainer:
         # The start of a further stage is kept beside the policy; the base needs no copy.
         self.start = [p.detach().clone() for p in self.parameters] if reference == "start" else None
         self.state = PpoState(kl_coef=settings.kl_coef)
+        self.watcher = None
+        if watch is not None:
+            self.watcher = Watcher(watch, model, run_dir, every=settings.eval_steps, patience=settings.patience)
+
+    def train(self, on_step: OnStep | None = None) -> None:
+        """Steps until max_steps or until the watch has seen enough; then the adapter that it likes best is put on."""
+        settings, state = self.settings, self.state
+        lines = MetricsFile(self.run_dir, after=state.step or None)
+        if not state.step and (seen := self._look(0)):
+            lines.write(0, seen)
+        while state.step < settings.max_steps and not state.stopped:
+            metrics = self.step()
+            metrics |= self._look(state.step)
+            state.history.append({"step": state.step, **metrics})
+            lines.write(state.step, metrics)
+            if settings.save_steps and state.step % settings.save_steps == 0 and self.ranks.is_first:
+                write_checkpoint(self.run_dir, state, self.model, self.head, self.optimizers)
+            if on_step is not None:
+                on_step(state.step, settings.max_steps, metrics)
+        if self.watcher is not None:
+            self.watcher.put_best_back()
+
+    def _look(self, step: int) -> dict[str, float]:
+        """What the watch says where it is due, named as in the history."""
+        if self.watcher is None or not self.watcher.due(step, last=step == self.settings.max_steps):
+            return {}
+        if self.watcher.look(step):
+            self.state.stopped = f"no better adapter in {self.settings.patience} evaluations"
+        self.state.watched = self.watcher.watched
+        return {f"{PREFIX}{name}": value for name, value in self.watcher.watched[-1][1].items()}
 
     def reference(self) -> AbstractContextManager:
         """Inside this block the model is what KL is measured from."""
         return self.model.reference() if self.start is None else frozen_adapter(self.model, self.start)
 
-    def restore(self) -> None:
-        """Go on from the run folder's last whole checkpoint, if there is one."""
-        folder = last_checkpoint(self.run_dir)
-        if folder is not None:
-            self.state = read_checkpoint(folder, self.model, self.head, self.optimizers)
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint of this run."""
+        self.state = read_checkpoint(checkpoint, self.model, self.head, self.optimizers)
+        if self.watcher is not None:
+            self.watcher.remember(self.state.watched)
 
     @property
     def optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -162,9 +192,6 @@ class PpoTrainer:
         if settings.kl_target:
             self.state.kl_coef = adapted_kl_coef(self.state.kl_coef, metrics["kl"], target=settings.kl_target)
         self.state.step = number
-        self.state.history.append({"step": number, **metrics})
-        if settings.save_steps and number % settings.save_steps == 0 and self.ranks.is_first:
-            write_checkpoint(self.run_dir, self.state, self.model, self.head, self.optimizers)
         return metrics
 
     def _update_policy(self, found: Experience, number: int) -> dict[str, float]:
@@ -202,7 +229,7 @@ class PpoTrainer:
 
     def _fit_values(self, found: Experience, number: int) -> dict[str, float]:
         """Passes of the value head alone over the rollout's states; its squared error in the last of them."""
-        clips, total = self._clips, 0.0
+        clips, total = self.clips, 0.0
         for epoch in range(self.settings.value.epochs):
             total = 0.0
             for batch in self._mini_batches(-(-clips // VALUE_BATCH), number, 1000 + epoch):
@@ -219,12 +246,13 @@ class PpoTrainer:
         return {"loss/value": total, "explained_variance": explained_variance(found.returns, found.values)}
 
     @property
-    def _clips(self) -> int:
+    def clips(self) -> int:
+        """Clips of one rollout, over all processes."""
         return self.settings.rollout_prompts * self.settings.num_generations
 
     def _mini_batches(self, count: int, number: int, epoch: int) -> list[np.ndarray]:
         """The rollout's clips, by their numbers over all processes, in ``count`` parts drawn for this pass."""
-        order = np.random.default_rng([self.settings.seed, 2, number, epoch]).permutation(self._clips)
+        order = np.random.default_rng([self.settings.seed, 2, number, epoch]).permutation(self.clips)
         return np.array_split(order, count)
 
     def _mine(self, batch: np.ndarray) -> tuple[list[int], int]:
@@ -252,11 +280,9 @@ class PpoTrainer:
         for name, value in values.items():
             if not np.isfinite(value):
                 sung = ", ".join(f'"{found.prompts[row]}"' for row in dict.fromkeys(rows)) or "another process's"
-                good = last_checkpoint(self.run_dir)
+                good = whole_checkpoints(self.run_dir)
                 raise TrainingError(
                     f"PPO's {name} is {value} at step {number}; lower learning_rate (it is "
                     f"{self.settings.learning_rate}). Batch: {sung}. Last good checkpoint: "
-                    f"{good.name if good else 'none'}."
+                    f"{good[-1].name if good else 'none'}."
                 )
-
-

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignment.errors import StoreError, TrainingError
-from alignment.training.trainer import WEIGHTS, _save_adapter, _whole_checkpoints
+from alignment.errors import StoreError
+from alignment.training.checkpoint import whole_checkpoints
+from alignment.training.trainer import WEIGHTS
 from alignment.training.value import ValueHead
+from alignment.training.watching import Watched, adapter_parameters, read_weights, write_weights
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -25,23 +27,16 @@ if TYPE_CHECKING:
 VALUE, OPTIMIZER, STATE = "value.safetensors", "optimizer.pt", "trainer_state.json"
 KEPT = 2  # checkpoints
 
-save_adapter, whole_checkpoints = _save_adapter, _whole_checkpoints
-
 
 @dataclass
 class PpoState:
-    """How far a run is. ``history`` has one entry a step, ``watched`` (step, metrics) one a call of the watch."""
+    """How far a run is. ``history`` has one entry a step, ``watched`` one a call of the watch."""
 
     kl_coef: float
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    watched: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-
-
-def last_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    found = whole_checkpoints(run_dir)
-    return found[-1] if found else None
+    watched: Watched = field(default_factory=list)
+    stopped: str = ""
 
 
 def write_checkpoint(
@@ -53,7 +48,7 @@ def write_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_adapter(model), partial / WEIGHTS)
+        write_weights(adapter_parameters(model.hf), partial / WEIGHTS)
         save_file({name: value.contiguous() for name, value in head.state_dict().items()}, partial / VALUE)
         torch.save([optimizer.state_dict() for optimizer in optimizers], partial / OPTIMIZER)
         values = asdict(state)
@@ -72,19 +67,12 @@ def read_checkpoint(
     folder: Path, model: MusicModel, head: ValueHead, optimizers: Sequence[torch.optim.Optimizer]
 ) -> PpoState:
     """Put a checkpoint onto model, head and optimizers; how far it was. Raises TrainingError when it does not fit."""
-    own, saved = _adapter(model), load_file(folder / WEIGHTS)
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in saved.items()}:
-        raise TrainingError(f"{folder}: its adapter has other weights; start again without resume.")
-    for name, value in own.items():
-        value.copy_(saved[name])
+    read_weights(adapter_parameters(model.hf), folder / WEIGHTS)
     head.load_state_dict(load_file(folder / VALUE))
     states = torch.load(folder / OPTIMIZER, weights_only=True, map_location=model.device)
     for optimizer, values in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(values)
     values = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    watched = [(step, metrics) for step, metrics in values["watched"]]
-    return PpoState(values["kl_coef"], values["global_step"], values["history"], watched)
-
-
-def _adapter(model: MusicModel) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous() for name, value in model.hf.named_parameters() if value.requires_grad}
+    values["step"] = values.pop("global_step")
+    values["watched"] = [(step, metrics) for step, metrics in values["watched"]]
+    return PpoState(**values)

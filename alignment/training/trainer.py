@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from alignment.config import AdapterSettings
 from alignment.errors import TrainingError
-from alignment.training.batches import PolicyModule
-from alignment.training.checkpoint import save_adapter
+from alignment.training.batches import EpochOrder, ExampleDataset, PolicyModule
+from alignment.training.checkpoint import WEIGHTS, last_good, save_adapter
 from alignment.training.watching import (
     PREFIX,
     BestAdapter,
@@ -28,16 +27,14 @@ from alignment.training.watching import (
     Watch,
     Watched,
     Watcher,
-    adapter_parameters,
-    read_weights,
-    write_weights,
 )
+from alignment.training.weights import adapter_parameters, read_weights, write_tensors
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
-WEIGHTS = "policy.safetensors"
 OnStep = Callable[[int, int, dict[str, float]], None]
+NAMED = 3  # prompts that an error names
 Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
@@ -77,14 +74,18 @@ class AdapterTrainer(Trainer):
         self,
         policy: PolicyModule,
         arguments: TrainingArguments,
-        dataset: Dataset,
+        dataset: ExampleDataset,
         collate: Collate,
         settings: AdapterSettings,
         on_step: OnStep | None = None,
-        valid: Dataset | None = None,
+        valid: ExampleDataset | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.settings, self.valid, self.stopped = settings, valid, ""
+        batch = arguments.per_device_train_batch_size * arguments.world_size
+        fill = batch if arguments.world_size > 1 else 1
+        self.order = EpochOrder(len(dataset), seed=settings.seed, fill=fill)
+        self.step_indices: list[int] = []  # the examples of this process's part of the step
         self.step_metrics: dict[str, float] = {}  # of the step so far, over all its micro-batches
         self.measured: dict[str, float] = {}  # at the end of the step, by validation and the watch
         run_dir, every, patience = Path(arguments.output_dir), settings.eval_steps, settings.patience
@@ -101,11 +102,20 @@ class AdapterTrainer(Trainer):
         """The loss of each example, (B,), and detached metrics (B,) by name."""
         raise NotImplementedError
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, int | None]:
-        """The micro-batches of one optimizer step and how many examples they hold, so that a ragged last one weighs
-        what its examples weigh."""
+    def reason_to_stop(self, metrics: Mapping[str, float]) -> str:
+        """Why a step's metrics should end the run; empty when they should not."""
+        return ""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        return self.order
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, float]:
+        """The micro-batches of one optimizer step and how many examples it has in all, divided by the processes whose
+        gradients are averaged: so each example weighs the same, in a ragged micro-batch or beside a blank."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(len(batch["weight"]) for batch in batches)
+        self.step_indices = [int(n) for batch in batches for n in batch["index"] if n >= 0]
+        count = torch.tensor(float(len(self.step_indices)), device=device)
+        return batches, float(self.accelerator.reduce(count, "sum")) / self.args.world_size
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -114,24 +124,37 @@ class AdapterTrainer(Trainer):
         count = num_items_in_batch or len(losses)
         loss = (inputs["weight"] * losses).sum() / count
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"{self.method}'s loss is {loss.item()} at step {self.state.global_step + 1}; lower learning_rate "
-                f"(it is {self.settings.learning_rate})."
-            )
-        for name, values in metrics.items():  # a micro-batch's part of the step's metrics
-            mean = self.accelerator.gather(values.contiguous()).mean()
-            self.step_metrics[name] = self.step_metrics.get(name, 0.0) + len(losses) / count * float(mean)
+            bad = inputs["index"][~torch.isfinite(losses)].tolist() or inputs["index"].tolist()
+            raise self.broken("loss", loss.item(), self.state.global_step + 1, bad)
+        real = inputs["index"] >= 0
+        sums = torch.stack([values[real].double().sum() for values in metrics.values()])
+        sums = self.accelerator.reduce(sums, "sum") / (count * self.args.world_size)
+        for name, part in zip(metrics, sums.tolist(), strict=True):  # a micro-batch's part of the step's metrics
+            self.step_metrics[name] = self.step_metrics.get(name, 0.0) + part
         return (loss, {"losses": losses}) if return_outputs else loss
+
+    def broken(self, what: str, value: float, step: int, indices: Sequence[int]) -> TrainingError:
+        """The error of a run whose ``what`` is no number at a step, on the examples of these indices."""
+        prompts = list(dict.fromkeys(self.train_dataset.prompts[n] for n in indices if n >= 0))
+        named = ", ".join(repr(prompt) for prompt in prompts[:NAMED])
+        named += f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else ""
+        return TrainingError(
+            f"{self.method}'s {what} is {value} at step {step}, on the batch of {named}; "
+            f"{last_good(Path(self.args.output_dir))}. Lower learning_rate (it is {self.settings.learning_rate}) and "
+            "start again in an empty folder."
+        )
 
     @torch.no_grad()
     def valid_loss(self) -> float:
         """Mean loss of the validation examples under the adapter as it is now."""
-        size, total = self.args.per_device_train_batch_size, 0.0
-        for start in range(0, len(self.valid), size):
-            items = [self.valid[i] for i in range(start, min(start + size, len(self.valid)))]
-            inputs = {name: value.to(self.args.device) for name, value in self.data_collator(items).items()}
-            total += float(self.example_losses(self.accelerator.unwrap_model(self.model), inputs)[0].sum())
-        return total / len(self.valid)
+        size = self.args.per_device_train_batch_size
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        starts = range(0, len(self.valid), size)  # each process takes its share of the batches
+        for start in starts[self.args.process_index :: self.args.world_size]:
+            inputs = self.data_collator(self.valid.items[start : start + size])
+            inputs = {name: value.to(self.args.device) for name, value in inputs.items()}
+            total += self.example_losses(self.accelerator.unwrap_model(self.model), inputs)[0].sum()
+        return float(self.accelerator.reduce(total, "sum")) / len(self.valid)
 
     def measure(self, step: int, *, last: bool) -> bool:
         """Call the watch and validate where they are due. True when the patience of what chooses is over.
@@ -182,7 +205,7 @@ class AdapterTrainer(Trainer):
         """Write the trainable weights alone; the base is never copied."""
         if self.args.should_save:
             trainable = adapter_parameters(self.accelerator.unwrap_model(self.model))
-            write_weights(trainable, Path(output_dir or self.args.output_dir) / WEIGHTS)
+            write_tensors(trainable, Path(output_dir or self.args.output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         read_weights(
@@ -207,6 +230,10 @@ class _StepCallback(TrainerCallback):
                 self.metrics.write(0, trainer.measured)
                 trainer.measured = {}
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # accelerate does not reach a sampler behind batches that are skipped and shared among processes.
+        self.trainer.order.set_epoch(int(state.epoch or 0))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.measure(state.global_step, last=state.global_step == state.max_steps):
             control.should_training_stop = True
@@ -217,12 +244,15 @@ class _StepCallback(TrainerCallback):
             return
         norm = logs.get("grad_norm")
         if norm is not None and not math.isfinite(float(norm)):
-            raise TrainingError(
-                f"{self.trainer.method}'s gradient norm is {norm} at step {state.global_step}; lower learning_rate."
-            )
+            raise self.trainer.broken("gradient norm", norm, state.global_step, self.trainer.step_indices)
         self.metrics.write(state.global_step, logs)
-        if self.on_step is not None:
+        if self.on_step is not None and state.is_world_process_zero:
             self.on_step(state.global_step, state.max_steps, dict(logs))
+        reason = self.trainer.reason_to_stop(logs)
+        if reason and self.trainer.kept_step is None:
+            raise TrainingError(f"{self.trainer.method} stopped at step {state.global_step}: {reason}")
+        if reason:
+            control.should_training_stop, self.trainer.stopped = True, reason
 
 
 def run_trainer(trainer: AdapterTrainer, model: MusicModel, run_dir: Path, checkpoint: Path | None) -> TrainResult:
@@ -244,46 +274,3 @@ def run_trainer(trainer: AdapterTrainer, model: MusicModel, run_dir: Path, check
         trainer.kept_step,
         trainer.stopped,
     )
-
-
-def training_arguments(
-    settings: AdapterSettings,
-    run_dir: Path,
-    device: torch.device,
-    kind: type[TrainingArguments] = TrainingArguments,
-    **more: Any,
-) -> TrainingArguments:
-    """The settings as the Trainer's arguments, of class ``kind`` with ``more`` of its own."""
-    shared: dict[str, Any] = {
-        "output_dir": str(run_dir),
-        "learning_rate": settings.learning_rate,
-        "num_train_epochs": settings.num_train_epochs,
-        "per_device_train_batch_size": settings.per_device_train_batch_size,
-        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "warmup_steps": settings.warmup_ratio,  # below 1, transformers reads it as a share of all steps
-        "max_grad_norm": settings.max_grad_norm,
-        "weight_decay": 0.0,
-        "save_strategy": "steps" if settings.save_steps else "no",
-        "save_steps": settings.save_steps or 500,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "seed": settings.seed,
-        "data_seed": settings.seed,
-        "bf16": False,  # TRL's default is bf16
-        "remove_unused_columns": False,
-        "label_names": [],
-        "report_to": "none",
-        "push_to_hub": False,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": device.type == "cpu",
-    }
-    # Off here, since PolicyModule turns it on where it is wanted; TRL's default is on. The name is changing.
-    known = {field.name for field in fields(TrainingArguments)}
-    shared["activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"] = False
-    arguments = kind(**shared, **more)
-    # One process trains on one device; several are several processes (torchrun), never threads of this one.
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments

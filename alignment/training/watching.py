@@ -10,18 +10,17 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from alignment.errors import StoreError, TrainingError
+from alignment.training.processes import from_first_process, is_first_process, wait_for_all
+from alignment.training.weights import adapter_parameters, read_weights, write_tensors
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 HELD_OUT = "held_out_reward"
 METRICS = "metrics.jsonl"
 PREFIX = "watch/"  # before a watch's metrics where they stand among those of training
-T = TypeVar("T")
 Watched = list[tuple[int, dict[str, float]]]
 
 
@@ -57,7 +55,7 @@ class BestAdapter:
         """Keep the weights as they are now when they are the best. True after ``patience`` offers without a better."""
         self.scores.append((step, score))
         if self.step == step and is_first_process():
-            write_weights(adapter_parameters(self.model.hf), self._file(step))
+            write_tensors(adapter_parameters(self.model.hf), self._file(step))
         return len(self.scores) - 1 - [found[0] for found in self.scores].index(self.step) >= self.patience
 
     def put_back(self) -> None:
@@ -162,33 +160,6 @@ class MetricsFile:
                 yield from (line for line in file if line.endswith("\n"))
 
 
-def adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training may move, by name."""
-    return {name: value for name, value in module.named_parameters() if value.requires_grad}
-
-
-def write_weights(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
-    """Write weights as safetensors, whole or not at all. Raises StoreError when there is no room."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().contiguous() for name, value in parameters.items()}, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: weights cannot be written ({error}); free space.") from None
-
-
-def read_weights(parameters: Mapping[str, nn.Parameter], path: Path) -> None:
-    """Put the weights in a file onto these parameters. Raises TrainingError when they are others."""
-    saved = load_file(path)
-    if saved.keys() != parameters.keys():
-        raise TrainingError(f"{path.parent}: its adapter has other weights; start again without resume.")
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(saved[name])
-
-
 @contextmanager
 def random_numbers_untouched() -> Iterator[None]:
     """Whatever is drawn inside this block, the global generators go on after it as if nothing had been."""
@@ -199,34 +170,3 @@ def random_numbers_untouched() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numbers)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the only one, or the first of those that train together."""
-    return not _many() or torch.distributed.get_rank() == 0
-
-
-def wait_for_all() -> None:
-    """Return when every process that trains along has come here."""
-    if _many():
-        torch.distributed.barrier()
-
-
-def from_first_process(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the first process, on all of them; what it raises there is raised everywhere."""
-    if not _many():
-        return make()
-    answer: list[Any] = [None, None]
-    if is_first_process():
-        try:
-            answer[0] = make()
-        except Exception as error:  # the others wait for an answer: it has to reach them
-            answer[1] = error
-    broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
-
-
-def _many() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
