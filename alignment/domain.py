@@ -318,6 +318,25 @@ class Pair:
     axes: Mapping[str, int]
     rater_id: str
     rater_kind: RaterKind
+    cohort: str | None = None  # of the rater, when the vote was frozen
+
+
+@dataclass(frozen=True)
+class RatedClip:
+    """A training example made of one absolute rating: quality and relevance from 1 to 100, mean opinion score from 1
+    to 5, None where the study did not ask."""
+
+    rating_id: str
+    prompt_id: str
+    prompt_text: str
+    split: Split
+    clip: ClipRef
+    quality: int | None
+    relevance: int | None
+    mos: float | None
+    rater_id: str
+    rater_kind: RaterKind
+    cohort: str | None = None
 
 
 @dataclass(frozen=True)

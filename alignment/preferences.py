@@ -1,4 +1,4 @@
-"""Votes frozen into hashed snapshots of train, valid and test pairs."""
+"""Votes frozen into hashed snapshots of train, valid and test pairs, with the ratings of single clips beside them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from alignment.domain import ClipRef, Outcome, Pair, RaterKind, Split, canonical_sha256
+from alignment.domain import ClipRef, Outcome, Pair, RatedClip, RaterKind, Split, canonical_sha256
 from alignment.errors import ConfigError, DataError, NotFoundError, StoreError
 
 FORMAT = 1
 BOTH_BAD_RULES = ("tie", "drop")
+EXCLUDED = ("invalid",)  # verdicts of a flag that keep a vote out of snapshots
+SCALES = ("quality", "relevance", "mos")
+
+R = TypeVar("R", Pair, RatedClip)
 
 
 class VoteRow(Protocol):
@@ -41,16 +45,22 @@ class VoteRow(Protocol):
     def rater_id(self) -> Any: ...
     @property
     def rater_kind(self) -> RaterKind: ...
+    @property
+    def cohort(self) -> str | None: ...
+    @property
+    def flags(self) -> Sequence[tuple[str, str]]: ...
 
 
 @dataclass(frozen=True)
 class FrozenSnapshot:
-    """An immutable set of pairs. ``content_sha256`` covers the pairs, their counts and the policy that made them."""
+    """An immutable set of pairs and ratings. ``content_sha256`` covers both, their counts and the policy that made
+    them."""
 
     pairs: tuple[Pair, ...]
     content_sha256: str
     policy: Mapping[str, Any]
     counts: Mapping[str, int]
+    ratings: tuple[RatedClip, ...] = ()
 
     def split(self, split: Split) -> list[Pair]:
         """The pairs of one split, in the snapshot's order."""
@@ -58,7 +68,7 @@ class FrozenSnapshot:
 
     @property
     def simulated(self) -> bool:
-        return self.pairs[0].rater_kind == RaterKind.SIMULATED
+        return (self.pairs or self.ratings)[0].rater_kind == RaterKind.SIMULATED
 
     @property
     def members(self) -> list[tuple[str, Split]]:
@@ -67,19 +77,26 @@ class FrozenSnapshot:
 
 
 def freeze_snapshot(
-    rows: Sequence[VoteRow], *, both_bad: str = "tie", shuffle_seed: int | None = None
+    rows: Sequence[VoteRow],
+    *,
+    both_bad: str = "tie",
+    shuffle_seed: int | None = None,
+    exclude: Sequence[str] = EXCLUDED,
+    ratings: Sequence[RatedClip] = (),
 ) -> FrozenSnapshot:
     """The pairs of the counted votes, in an order that depends on what was voted and not on when.
 
-    SKIP and FAULT are dropped, and so are votes between a clip and itself. A tie is half; BOTH_BAD is a tie or is
-    dropped, by ``both_bad``. ``shuffle_seed`` permutes outcomes (with their axes) among the pairs of each split: a
-    control in which the same votes say nothing. Raises DataError when nothing is left to train on, when simulated and
-    human votes meet, when a vote appears twice or when one prompt lies in two splits."""
+    SKIP and FAULT are dropped, and so are votes between a clip and itself and votes that any detector last gave one of
+    the verdicts ``exclude``. A tie is half; BOTH_BAD is a tie or is dropped, by ``both_bad``. ``ratings`` of single
+    clips come beside the pairs. ``shuffle_seed`` permutes outcomes (with their axes) among the pairs of each split,
+    and answers among its ratings: a control in which the same votes say nothing. Raises DataError when nothing is left
+    to train on, when simulated and human votes meet, when a vote appears twice or when one prompt lies in two
+    splits."""
     if both_bad not in BOTH_BAD_RULES:
         raise ConfigError(f"both_bad is {both_bad!r}; it must be one of {', '.join(BOTH_BAD_RULES)}.")
-    if not rows:
+    if not rows and not ratings:
         raise DataError("There are no votes to freeze; record votes first (attune simulate-votes, or attune serve).")
-    _refuse_impossible(rows)
+    _refuse_impossible(rows, ratings)
     counts = Counter({f"votes_{outcome.value.lower()}": 0 for outcome in Outcome})
     counts["votes"] = len(rows)
     kept = []
@@ -91,23 +108,32 @@ def freeze_snapshot(
         if row.left.clip_id == row.right.clip_id:
             counts["votes_same_clip"] += 1
             continue
+        if set(dict(row.flags).values()) & set(exclude):  # the newest verdict of each detector
+            counts["votes_excluded"] += 1
+            continue
         kept.append(_pair(row))
-    if not kept:
-        raise DataError(f"None of {len(rows)} votes can train anything (skips, faults or dropped); collect more votes.")
+    if not kept and not ratings:
+        raise DataError(
+            f"None of {len(rows)} votes can train anything (skips, faults, excluded or dropped); collect more votes."
+        )
     # Vote ids are drawn by the clock, so they only break ties between votes that say the same.
     kept.sort(key=lambda p: (p.prompt_text, p.a.audio_sha256, p.b.audio_sha256, p.outcome, sorted(p.axes.items()),
                              p.vote_id))  # fmt: skip
+    rated = sorted(ratings, key=lambda r: (r.prompt_text, r.clip.audio_sha256, _answers(r), r.rating_id))
     if shuffle_seed is not None:
-        kept = _shuffled(kept, shuffle_seed)
+        kept = _shuffled(kept, ("outcome", "preference", "axes"), shuffle_seed)
+        rated = _shuffled(rated, SCALES, shuffle_seed)
     for pair in kept:
         counts[f"pairs_{pair.split.value}"] += 1
     counts["pairs"] = len(kept)
     counts["decisive"] = sum(pair.outcome.is_decisive for pair in kept)
-    counts["prompts"] = len({pair.prompt_id for pair in kept})
-    counts["raters"] = len({pair.rater_id for pair in kept})
-    policy = {"both_bad": both_bad, "rule_version": 1, "shuffle_seed": shuffle_seed}
+    counts["prompts"] = len({one.prompt_id for one in (*kept, *rated)})
+    counts["raters"] = len({one.rater_id for one in (*kept, *rated)})
+    if rated:
+        counts["ratings"] = len(rated)
+    policy = {"both_bad": both_bad, "exclude": sorted(exclude), "rule_version": 2, "shuffle_seed": shuffle_seed}
     ordered = dict(sorted(counts.items()))
-    return FrozenSnapshot(tuple(kept), _content_sha256(kept, policy, ordered), policy, ordered)
+    return FrozenSnapshot(tuple(kept), _content_sha256(kept, rated, policy, ordered), policy, ordered, tuple(rated))
 
 
 def chosen_and_rejected(pair: Pair) -> tuple[ClipRef, ClipRef] | None:
@@ -118,11 +144,11 @@ def chosen_and_rejected(pair: Pair) -> tuple[ClipRef, ClipRef] | None:
 
 
 def write_snapshot(frozen: FrozenSnapshot, path: str | Path) -> None:
-    """Write one JSON line of header, then one a pair; a failure leaves nothing half-written (StoreError)."""
+    """Write one JSON line of header, then one a pair, then one a rating; a failure leaves no part (StoreError)."""
     path = Path(path)
     header = {"format": FORMAT, "content_sha256": frozen.content_sha256, "policy": dict(frozen.policy),
               "counts": dict(frozen.counts)}  # fmt: skip
-    lines = [header, *(_to_json(pair) for pair in frozen.pairs)]
+    lines = [header, *map(_to_json, frozen.pairs), *map(_to_json, frozen.ratings)]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,24 +177,26 @@ def read_snapshot(path: str | Path) -> FrozenSnapshot:
         header = json.loads(lines[0])
         if header["format"] != FORMAT:
             raise DataError(f"{path}: snapshot format {header['format']}; this code reads format {FORMAT}.")
-        pairs = tuple(_from_json(json.loads(line)) for line in lines[1:])
-        frozen = FrozenSnapshot(pairs, header["content_sha256"], header["policy"], header["counts"])
+        rows = [_from_json(json.loads(line)) for line in lines[1:]]
+        pairs = tuple(row for row in rows if isinstance(row, Pair))
+        ratings = tuple(row for row in rows if isinstance(row, RatedClip))
+        frozen = FrozenSnapshot(pairs, header["content_sha256"], header["policy"], header["counts"], ratings)
     except (IndexError, KeyError, TypeError, ValueError):
         raise DataError(f"{path}: not a snapshot, or cut short; freeze the votes again with attune snapshot.") from None
-    if not pairs or _content_sha256(pairs, frozen.policy, frozen.counts) != frozen.content_sha256:
+    if not rows or _content_sha256(pairs, ratings, frozen.policy, frozen.counts) != frozen.content_sha256:
         raise DataError(f"{path}: the content does not match its hash; it was altered. Freeze the votes again.")
     return frozen
 
 
-def _refuse_impossible(rows: Sequence[VoteRow]) -> None:
-    kinds = {RaterKind(row.rater_kind) for row in rows}
+def _refuse_impossible(rows: Sequence[VoteRow], ratings: Sequence[RatedClip]) -> None:
+    kinds = {RaterKind(row.rater_kind) for row in (*rows, *ratings)}
     if len(kinds) > 1:
         raise DataError("Simulated and human votes never share a snapshot; freeze the studies of each kind apart.")
     repeated = [vote for vote, n in Counter(str(row.vote_id) for row in rows).items() if n > 1]
     if repeated:
         raise DataError(f"Vote {repeated[0]} appears twice; give the latest revision of each vote only.")
     split_of: dict[str, Split] = {}
-    for row in rows:
+    for row in (*rows, *ratings):
         if split_of.setdefault(row.prompt_text, Split(row.split)) != Split(row.split):
             raise DataError(f"The prompt {row.prompt_text!r} lies in two splits; a split is fixed before any voting.")
 
@@ -190,6 +218,7 @@ def _pair(row: VoteRow) -> Pair:
         axes=dict(sorted(axes.items())),
         rater_id=str(row.rater_id),
         rater_kind=RaterKind(row.rater_kind),
+        cohort=row.cohort,
     )
 
 
@@ -197,26 +226,29 @@ def _preference(outcome: Outcome) -> float:
     return {Outcome.A: 1.0, Outcome.B: 0.0}.get(outcome, 0.5)
 
 
-def _shuffled(pairs: list[Pair], seed: int) -> list[Pair]:
-    """The pairs with outcomes and axes permuted within each split, so that every split keeps its counts."""
+def _answers(rating: RatedClip) -> tuple[float, ...]:
+    return tuple(-1 if (value := getattr(rating, scale)) is None else value for scale in SCALES)
+
+
+def _shuffled(rows: list[R], said: Sequence[str], seed: int) -> list[R]:
+    """The rows with the fields ``said`` permuted within each split, so that every split keeps its counts."""
     rng = random.Random(seed)
-    shuffled = list(pairs)
+    shuffled = list(rows)
     for split in Split:
-        places = [i for i, pair in enumerate(pairs) if pair.split == split]
+        places = [i for i, row in enumerate(rows) if row.split == split]
         donors = list(places)
         rng.shuffle(donors)
         for place, donor in zip(places, donors, strict=True):
-            said = {name: getattr(pairs[donor], name) for name in ("outcome", "preference", "axes")}
-            shuffled[place] = Pair(**{**_fields(pairs[place]), **said})
+            shuffled[place] = replace(rows[place], **{name: getattr(rows[donor], name) for name in said})
     return shuffled
 
 
-def _fields(pair: Pair) -> dict[str, Any]:
-    return {name: getattr(pair, name) for name in Pair.__dataclass_fields__}
-
-
-def _to_json(pair: Pair) -> dict[str, Any]:
-    return {**_fields(pair), "a": _clip_to_json(pair.a), "b": _clip_to_json(pair.b), "axes": dict(pair.axes)}
+def _to_json(row: Pair | RatedClip) -> dict[str, Any]:
+    """The fields; a rater of no cohort has no such key, as in snapshots from before cohorts were kept."""
+    line = {name: getattr(row, name) for name in row.__dataclass_fields__ if name != "cohort" or row.cohort is not None}
+    if isinstance(row, RatedClip):
+        return {**line, "clip": _clip_to_json(row.clip)}
+    return {**line, "a": _clip_to_json(row.a), "b": _clip_to_json(row.b), "axes": dict(row.axes)}
 
 
 def _clip_to_json(clip: ClipRef) -> dict[str, Any]:
@@ -224,12 +256,18 @@ def _clip_to_json(clip: ClipRef) -> dict[str, Any]:
             for name in ClipRef.__dataclass_fields__}  # fmt: skip
 
 
-def _from_json(line: dict[str, Any]) -> Pair:
-    typed = {"a": ClipRef(**line["a"]), "b": ClipRef(**line["b"]), "split": Split(line["split"]),
-             "outcome": Outcome(line["outcome"]), "rater_kind": RaterKind(line["rater_kind"])}  # fmt: skip
-    return Pair(**{**line, **typed})
+def _from_json(line: dict[str, Any]) -> Pair | RatedClip:
+    typed = {**line, "split": Split(line["split"]), "rater_kind": RaterKind(line["rater_kind"])}
+    if "rating_id" in line:
+        return RatedClip(**{**typed, "clip": ClipRef(**line["clip"])})
+    both = {side: ClipRef(**line[side]) for side in ("a", "b")}
+    return Pair(**{**typed, **both, "outcome": Outcome(line["outcome"])})
 
 
-def _content_sha256(pairs: Sequence[Pair], policy: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+def _content_sha256(
+    pairs: Sequence[Pair], ratings: Sequence[RatedClip], policy: Mapping[str, Any], counts: Mapping[str, int]
+) -> str:
     content = {"format": FORMAT, "policy": dict(policy), "counts": dict(counts), "pairs": [*map(_to_json, pairs)]}
+    if ratings:
+        content["ratings"] = [*map(_to_json, ratings)]
     return canonical_sha256(content)

@@ -29,6 +29,8 @@ class Row:
     prompt_id: str = "prompt-1"
     rater_id: str = "rater-1"
     rater_kind: RaterKind = RaterKind.SIMULATED
+    cohort: str | None = None
+    flags: tuple = ()
 
 
 def rows_of(outcomes: list[Outcome], split: Split = Split.TRAIN, start: int = 0) -> list[Row]:

@@ -17,10 +17,11 @@ from alignment.circle.generate import Clips
 from alignment.circle.workspace import Progress, Workspace, current_commit, no_progress
 from alignment.config import DpoSettings, RewardSettings
 from alignment.db import runs, snapshots, studies, versions
+from alignment.db.rated import counted_ratings
 from alignment.db.votes import counted_votes
 from alignment.domain import Clip, Pair, Prompt, Split, Version
 from alignment.errors import DataError
-from alignment.preferences import FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
+from alignment.preferences import EXCLUDED, FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
 from alignment.versions import register_adapter
 
 if TYPE_CHECKING:
@@ -37,13 +38,21 @@ class NamedSnapshot:
 
 
 def take_snapshot(
-    ws: Workspace, name: str, study_names: Sequence[str], *, both_bad: str = "tie", shuffle_seed: int | None = None
+    ws: Workspace,
+    name: str,
+    study_names: Sequence[str],
+    *,
+    both_bad: str = "tie",
+    shuffle_seed: int | None = None,
+    exclude: Sequence[str] = EXCLUDED,
 ) -> NamedSnapshot:
-    """Freeze the studies' votes so far into the store and record it. Raises DataError when the name is taken."""
+    """Freeze the studies' votes and ratings so far into the store and record it; votes that a detector last gave a
+    verdict of ``exclude`` stay out. Raises DataError when the name is taken."""
     with ws.database.session(write=False) as s:
         ids = [studies.get_study(s, study).id for study in study_names]
         rows = counted_votes(s, study_ids=ids, for_training=True)
-    frozen = freeze_snapshot(rows, both_bad=both_bad, shuffle_seed=shuffle_seed)
+        rated = counted_ratings(s, study_ids=ids)
+    frozen = freeze_snapshot(rows, both_bad=both_bad, shuffle_seed=shuffle_seed, exclude=exclude, ratings=rated)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.jsonl"
         write_snapshot(frozen, path)
@@ -51,8 +60,8 @@ def take_snapshot(
     with ws.database.session() as s:
         snapshot_id = snapshots.add_snapshot(
             s, name=name, policy=dict(frozen.policy) | {"studies": list(study_names)},
-            high_water_mark=max(rows, key=lambda row: row.created_at).vote_id, content_sha256=frozen.content_sha256,
-            uri=uri, simulated=frozen.simulated, members=frozen.members,
+            high_water_mark=max(rows, key=lambda row: row.created_at).vote_id if rows else None,
+            content_sha256=frozen.content_sha256, uri=uri, simulated=frozen.simulated, members=frozen.members,
         )  # fmt: skip
     return NamedSnapshot(name, snapshot_id, frozen)
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import account, circle, database, demo, models, reproduce, serve, study, worker
+from alignment.cli import account, circle, database, demo, models, reproduce, reward, serve, study, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -31,6 +31,7 @@ app.add_typer(database.app, name="db")
 app.command("generate")(circle.generate)
 app.command("simulate-votes")(circle.simulate_votes)
 app.command("snapshot")(circle.snapshot)
+models.reward.command("card")(reward.card)
 app.add_typer(models.reward, name="reward")
 app.add_typer(models.align, name="align")
 app.command("compare")(circle.compare)

@@ -48,7 +48,7 @@ class VoteRow:
     """The latest revision of one vote with everything a snapshot or a comparison needs; ids are text.
 
     ``outcome`` and ``axes`` are as shown: A is ``left``; axes are in [-2, 2], positive when ``right`` is better.
-    ``flags`` are (detector, verdict)."""
+    ``flags`` are (detector, verdict), oldest first: of one detector the last counts."""
 
     vote_id: str
     study_id: str
@@ -64,6 +64,7 @@ class VoteRow:
     created_at: datetime
     flags: tuple[tuple[str, str], ...] = field(default=())
     kind: BattleKind = BattleKind.NORMAL
+    cohort: str | None = None
 
 
 @dataclass(frozen=True)
@@ -253,14 +254,14 @@ def insert_vote(
     return SavedVote(values["id"], draft.assignment_id, revision, values["outcome"], axes, digest, now)
 
 
-def _may_train(rater_id: Any, study_id: Any) -> sa.ScalarSelect[bool]:
+def may_train(rater_id: Any, study_id: Any) -> sa.ScalarSelect[bool]:
     """What the rater's newest consent in the study says of training; NULL when nothing was recorded."""
     return (
         sa.select(ConsentRow.training)
         .where(ConsentRow.rater_id == rater_id, ConsentRow.study_id == study_id)
         .order_by(ConsentRow.created_at.desc(), ConsentRow.id.desc())
         .limit(1)
-        .correlate(RaterRow, BattleRow)
+        .correlate_except(ConsentRow)
         .scalar_subquery()
     )
 
@@ -294,6 +295,7 @@ def counted_votes(
             PromptRow.split,
             RaterRow.id.label("rater_id"),
             RaterRow.kind,
+            RaterRow.cohort,
             clip_1.id.label("clip_1_id"),
             version_1.name.label("version_1"),
             clip_1.audio_sha256.label("audio_1"),
@@ -322,7 +324,7 @@ def counted_votes(
     )
     if for_training:
         query = query.where(
-            sa.func.coalesce(_may_train(RaterRow.id, BattleRow.study_id), sa.true()),
+            sa.func.coalesce(may_train(RaterRow.id, BattleRow.study_id), sa.true()),
             version_1.base != ANCHOR_BASE,
             version_2.base != ANCHOR_BASE,
         )
@@ -357,6 +359,7 @@ def counted_votes(
                 created_at=row.created_at,
                 flags=tuple(flags.get(row.id, ())),
                 kind=row.battle_kind,
+                cohort=row.cohort,
             )
         )
     return counted
