@@ -1,4 +1,4 @@
-"""MusicRL in simulation, with a stand-in for PPO: every stage once, a stopped run goes on, the table says what it is."""
+"""MusicRL in simulation, with a stand-in for PPO: every stage once, and a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -108,9 +108,7 @@ def reproduce(recipe: Path, home: Path, patch: pytest.MonkeyPatch, ppo: Callable
 
     from alignment.cli import app
 
-    patch.setitem(
-        __import__("sys").modules, "alignment.training.ppo", __import__("types").SimpleNamespace(train_ppo=ppo)
-    )
+    patch.setattr("alignment.training.ppo.train_ppo", ppo)
     done = CliRunner().invoke(
         app, ["reproduce", "musicrl", "--config", str(recipe), "--home", str(home), "--json"], catch_exceptions=False
     )
@@ -247,9 +245,7 @@ def interrupted(recipe: Path, home: Path, patch: pytest.MonkeyPatch, ppo: Callab
     """The command's body without the command line, which would swallow the interrupt."""
     from alignment.cli.reproduce import musicrl
 
-    patch.setitem(
-        __import__("sys").modules, "alignment.training.ppo", __import__("types").SimpleNamespace(train_ppo=ppo)
-    )
+    patch.setattr("alignment.training.ppo.train_ppo", ppo)
     musicrl(home=home, config=recipe, quick=False, seed=None, listeners=None, as_json=False)
 
 

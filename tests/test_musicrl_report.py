@@ -15,7 +15,12 @@ from alignment.evaluation.intervals import Interval
 from alignment.evaluation.musicrl_claims import outcome_of, terminal_table
 from alignment.evaluation.musicrl_plots import runs_chart
 from alignment.evaluation.musicrl_report import (
-    PUBLISHED, Heard, Meeting, MusicRlReport, RunCurve, over_optimisation,
+    PUBLISHED,
+    Heard,
+    Meeting,
+    MusicRlReport,
+    RunCurve,
+    over_optimisation,
 )  # fmt: skip
 from alignment.evaluation.report import FigureTrace, Stage
 from alignment.evaluation.win_rate import WinRate

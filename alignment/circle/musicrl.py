@@ -161,8 +161,8 @@ def _meet_all(
                 met.append(Meeting(candidate, opponent, found[1], judges.population, found[0], headline=not suffix))
             elif not suffix:
                 alike.append(
-                    f"{candidate} and {opponent} sing exactly alike: no step of {candidate} pleased the held-out reward "
-                    "models more than its start."
+                    f"{candidate} and {opponent} sing exactly alike: no step of {candidate} pleased the held-out "
+                    "reward models more than its start."
                 )
     if not met:
         raise DataError("Every entrant sings exactly as the base does, so nothing can be compared; train for longer.")

@@ -160,7 +160,8 @@ def _row(meeting: Meeting) -> str:
         theirs = " / ".join(percent(share) for share in (published.win, published.tie, published.loss))
     return (
         f'<tr><th scope="row">{escape(meeting.candidate)} vs {escape(meeting.opponent)}<small>by '
-        f"{escape(meeting.judges)} listeners</small>{bar}</th>{cells}{_cell(found, percent)}{_cell(rate.interval, percent)}"
+        f"{escape(meeting.judges)} listeners</small>{bar}</th>{cells}{_cell(found, percent)}"
+        f"{_cell(rate.interval, percent)}"
         f"<td>{rate.votes:,}"
         f'<small>{rate.raters:,} listeners, {rate.prompts:,} prompts</small></td><td class="theirs">{theirs}</td>'
         f'<td class="theirs">{percent(published.win_rate) if published else "–"}</td></tr>'
