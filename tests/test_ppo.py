@@ -16,6 +16,7 @@ from alignment.music.text import encode_prompts
 from alignment.training import experience
 from alignment.training.policy_loss import step_logprobs
 from alignment.training.ppo import PpoTrainer, train_ppo
+from alignment.training.ranks import Ranks
 from alignment.training.reinforce import Rewards
 from alignment.training.value import ValueHead, decoder_states
 from tests.music_support import make_tiny_music, randomise_adapter
@@ -27,7 +28,7 @@ def prepared(run: object, tmp_path: Path, *, reference: str = "base", scale: flo
     model = make_tiny_music()
     model.add_adapter(run.lora, seed=0)
     randomise_adapter(model, seed=2, scale=scale)
-    return PpoTrainer(model, PROMPTS, low_codes, run, tmp_path, reference=reference)
+    return PpoTrainer(model, PROMPTS, low_codes, run, tmp_path, Ranks(model.device), reference=reference)
 
 
 def rollout(trainer: PpoTrainer, **changes: object) -> experience.Experience:
@@ -247,7 +248,7 @@ def test_a_nan_in_training_stops_the_run_naming_step_batch_and_last_good_checkpo
 
     with pytest.raises(TrainingError, match="gradient norm is nan at step 3; lower learning_rate") as stopped:
         train_ppo(model, PROMPTS, low_codes, settings(save_steps=1), tmp_path, on_step=spoil)
-    assert "Last good checkpoint: checkpoint-2." in str(stopped.value)
+    assert f"the last good checkpoint is {tmp_path / 'checkpoint-2'}." in str(stopped.value)
     assert any(prompt in str(stopped.value) for prompt in PROMPTS)
     assert not (tmp_path / "adapter").exists()
 

@@ -20,12 +20,12 @@ import torch
 
 from alignment.config import PpoSettings
 from alignment.errors import ConfigError, DataError, TrainingError
-from alignment.training.advantages import explained_variance
 from alignment.training.batches import PolicyModule
-from alignment.training.checkpoint import adapter_sha256, open_run, save_adapter, whole_checkpoints
+from alignment.training.checkpoint import adapter_sha256, last_good, open_run, save_adapter
 from alignment.training.experience import Experience, collect, frozen_adapter, prompts_of_step
 from alignment.training.policy_loss import adapted_kl_coef, approximate_kl, clipped_loss, step_logprobs
 from alignment.training.ppo_state import PpoState, read_checkpoint, write_checkpoint
+from alignment.training.processes import is_first_process
 from alignment.training.ranks import Ranks
 from alignment.training.reinforce import RewardFn
 from alignment.training.trainer import OnStep, TrainResult
@@ -72,18 +72,17 @@ def train_ppo(
         "base_sha256": model.base_sha256,
         "start": f"{reference} {adapter_sha256(model)}",
     }
+    ranks = Ranks(model.device)
     checkpoint = open_run(run_dir, about, resume=resume)
     if not model.has_adapter:
         model.add_adapter(settings.lora, seed=settings.seed)
-    trainer = PpoTrainer(model, prompts, reward, settings, run_dir, reference=reference, watch=watch)
+    trainer = PpoTrainer(model, prompts, reward, settings, run_dir, ranks, reference=reference, watch=watch)
     if checkpoint is not None:
         trainer.restore(checkpoint)
     with PolicyModule(model).checkpointing(enabled=settings.gradient_checkpointing):
         trainer.train(on_step)
     state, adapter_dir = trainer.state, run_dir / "adapter"
-    if trainer.ranks.is_first:
-        save_adapter(model, adapter_dir)
-    trainer.ranks.wait()
+    save_adapter(model, adapter_dir)
     return TrainResult(
         adapter_dir, state.history, state.step * trainer.clips, state.step, time.monotonic() - started,
         watched=state.watched, kept_step=trainer.watcher.kept_step if trainer.watcher else None, stopped=state.stopped,
@@ -114,12 +113,12 @@ class PpoTrainer:
     """The loop's parts: ``step`` sings a rollout, updates the policy, then the value head."""
 
     def __init__(
-        self, model: MusicModel, prompts: Sequence[str], reward: RewardFn, settings: PpoSettings, run_dir: Path, *,
-        reference: str, watch: Watch | None = None,
+        self, model: MusicModel, prompts: Sequence[str], reward: RewardFn, settings: PpoSettings, run_dir: Path,
+        ranks: Ranks, *, reference: str, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.model, self.prompts, self.reward = model, list(prompts), reward
         self.settings, self.run_dir = settings, run_dir
-        self.ranks = Ranks(model.device)
+        self.ranks = ranks
         self.parameters = model.trainable_parameters()
         self.head = ValueHead(model.width, settings.value.hidden, seed=settings.seed).to(model.device)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0)
@@ -144,7 +143,7 @@ class PpoTrainer:
             metrics |= self._look(state.step)
             state.history.append({"step": state.step, **metrics})
             lines.write(state.step, metrics)
-            if settings.save_steps and state.step % settings.save_steps == 0 and self.ranks.is_first:
+            if settings.save_steps and state.step % settings.save_steps == 0 and is_first_process():
                 write_checkpoint(self.run_dir, state, self.model, self.head, self.optimizers)
             if on_step is not None:
                 on_step(state.step, settings.max_steps, metrics)
@@ -243,7 +242,7 @@ class PpoTrainer:
                 self._require_finite({"value loss": loss}, found, rows, number)
                 self.value_optimizer.step()
                 total += loss * count / clips
-        return {"loss/value": total, "explained_variance": explained_variance(found.returns, found.values)}
+        return {"loss/value": total, "explained_variance": self.ranks.explained_variance(found.returns, found.values)}
 
     @property
     def clips(self) -> int:
@@ -280,9 +279,7 @@ class PpoTrainer:
         for name, value in values.items():
             if not np.isfinite(value):
                 sung = ", ".join(f'"{found.prompts[row]}"' for row in dict.fromkeys(rows)) or "another process's"
-                good = whole_checkpoints(self.run_dir)
                 raise TrainingError(
                     f"PPO's {name} is {value} at step {number}; lower learning_rate (it is "
-                    f"{self.settings.learning_rate}). Batch: {sung}. Last good checkpoint: "
-                    f"{good[-1].name if good else 'none'}."
+                    f"{self.settings.learning_rate}). Batch: {sung}; {last_good(self.run_dir)}."
                 )

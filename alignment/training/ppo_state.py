@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from alignment.errors import StoreError
-from alignment.training.checkpoint import whole_checkpoints
-from alignment.training.trainer import WEIGHTS
+from alignment.training.checkpoint import WEIGHTS, whole_checkpoints
 from alignment.training.value import ValueHead
-from alignment.training.watching import Watched, adapter_parameters, read_weights, write_weights
+from alignment.training.watching import Watched
+from alignment.training.weights import adapter_parameters, read_weights, write_tensors
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -48,8 +48,8 @@ def write_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_weights(adapter_parameters(model.hf), partial / WEIGHTS)
-        save_file({name: value.contiguous() for name, value in head.state_dict().items()}, partial / VALUE)
+        write_tensors(adapter_parameters(model.hf), partial / WEIGHTS)
+        write_tensors(head.state_dict(), partial / VALUE)
         torch.save([optimizer.state_dict() for optimizer in optimizers], partial / OPTIMIZER)
         values = asdict(state)
         values["global_step"] = values.pop("step")

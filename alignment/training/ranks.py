@@ -10,17 +10,16 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from alignment.training.advantages import explained_variance
+from alignment.training.processes import process_count, process_number
+
 
 class Ranks:
     """One process alone, or as many as torchrun started; every method is called by all of them alike."""
 
     def __init__(self, device: torch.device) -> None:
-        state = PartialState(cpu=device.type == "cpu")
-        self.index, self.count, self.device = state.process_index, state.num_processes, device
-
-    @property
-    def is_first(self) -> bool:
-        return self.index == 0
+        PartialState(cpu=device.type == "cpu")  # under torchrun this is where the processes find each other
+        self.index, self.count, self.device = process_number(), process_count(), device
 
     def share(self, items: int) -> range:
         """This process's part of ``items`` things: parts are contiguous and differ by one at most."""
@@ -34,6 +33,11 @@ class Ranks:
             torch.distributed.all_reduce(values)
         return values
 
+    def explained_variance(self, returns: Tensor, values: Tensor) -> float:
+        """``explained_variance`` of all processes' entries together."""
+        found = [self.join(x.detach().double().cpu().numpy()) for x in (returns, values)]
+        return explained_variance(*(torch.from_numpy(x) for x in found))
+
     def join(self, values: np.ndarray) -> np.ndarray:
         """Every process's rows, in their order."""
         return values if self.count == 1 else np.concatenate(gather_object([values]))
@@ -46,7 +50,3 @@ class Ranks:
         torch.distributed.all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
-
-    def wait(self) -> None:
-        """Go on when every process is here."""
-        PartialState().wait_for_everyone()
