@@ -209,7 +209,7 @@ class DemoSettings(Recipe):
 class MusicRlRun(Recipe):
     """One training of the MusicRL study: what it is rewarded for, and how."""
 
-    weights: dict[Literal["clap_cosine", "text_adherence", "quality", "preference"], float] = Field(
+    weights: dict[Literal["clap_cosine", "caption_contrast", "text_adherence", "quality", "preference"], float] = Field(
         min_length=1, description="of each reward, in deviations among the base's clips of one prompt"
     )
     uncertainty_penalty: float = Field(0.0, ge=0, description="deviations of the ensemble taken off each reward")

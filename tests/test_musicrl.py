@@ -15,7 +15,7 @@ from circle_support import attune, leftovers
 from alignment.circle import listen, musicrl_contests
 from alignment.circle.kept import Kept
 from alignment.circle.musicrl_contests import meetings, rate_from
-from alignment.circle.musicrl_runs import held_out_weights
+from alignment.circle.musicrl_curves import held_out_weights
 from alignment.circle.musicrl_votes import SEEDS, agrees, ask, listener_seed
 from alignment.circle.workspace import Workspace, no_progress
 from alignment.clips import ClipStore
@@ -42,10 +42,10 @@ test_pool: 2
 generation: {clip_seconds: 1.0}
 reward: {epochs: 4}
 runs:
-  R: {weights: {text_adherence: 1.0, quality: 1.0}}
-  U: {weights: {preference: 1.0}}
-  RU: {weights: {preference: 1.0}}
-  joint: {weights: {text_adherence: 1.0, quality: 1.0, preference: 1.0, clap_cosine: 0.5}}
+  R: {weights: {caption_contrast: 1.0, quality: 1.0}, ppo: {generation: {clip_seconds: 0.5}}}
+  U: {weights: {preference: 1.0}, ppo: {generation: {clip_seconds: 0.5}}}
+  RU: {weights: {preference: 1.0}, ppo: {generation: {clip_seconds: 0.5}}}
+  joint: {weights: {text_adherence: 1.0, quality: 1.0, preference: 1.0}, ppo: {generation: {clip_seconds: 0.5}}}
 expert: {num_train_epochs: 1, lora: {r: 2, lora_alpha: 4}}
 """
 CHANGING = {"seconds", "stages", "peak_memory_mb", "database", "report"}
@@ -150,8 +150,7 @@ def test_each_run_has_its_own_rewards_and_only_ru_starts_from_r(whole) -> None:
         ("R", "base", False), ("U", "base", False), ("RU", "start", True), ("joint", "base", False),
     ]  # fmt: skip
     assert [call["parts"] for call in ppo.calls] == [
-        {"text_adherence", "quality"}, {"preference"}, {"preference"},
-        {"text_adherence", "quality", "preference", "clap_cosine"},
+        {"caption_contrast", "quality"}, {"preference"}, {"preference"}, {"text_adherence", "quality", "preference"},
     ]  # fmt: skip
     with sqlite3.connect(folder / "attune.db") as connection:
         parents = dict(connection.execute(

@@ -85,6 +85,7 @@ def test_the_win_rate_is_musicrls_own_and_its_published_shares_give_its_publishe
     assert theirs.win / (theirs.win + theirs.loss) == pytest.approx(theirs.win_rate, abs=0.005)
     assert meeting("RU", "U", 1, 1, 1).published.win_rate == 0.62
     assert meeting("U", "RU", 1, 1, 1).published is None and found.decisive.n == 779
+    assert meeting("R", "base", 1, 1, 1, judges="musicrl", headline=False).published is None, "users did not compare"
 
 
 def test_over_optimisation_is_the_fall_from_the_peak_while_the_reward_rises() -> None:
@@ -145,6 +146,8 @@ def test_every_claim_says_what_was_found_failures_included() -> None:
         "U over-optimises its reward": "reproduced",
         "U over-optimises sooner than R": "reproduced",
     }
+    both = report(curves=[curve("R", [1.0, 3.0, 2.0, 0.5]), curve("U", [1.0, 2.0, 3.0, 0.5])]).claims
+    assert {c.text: c.outcome for c in both}["U over-optimises sooner than R"] == "contradicted"
     quick = {claim.text for claim in report(meetings=report().meetings[:1], curves=report().curves[:1]).claims}
     assert quick == {"R (text and quality) is preferred to the base", "R raises quality", "R raises text adherence"}
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.circle import listen, methods, musicrl_contests, musicrl_runs, musicrl_votes
+from alignment.circle import listen, methods, musicrl_contests, musicrl_curves, musicrl_runs, musicrl_votes
 from alignment.circle.contest import ClipOf, Panel
 from alignment.circle.demo_report import LIBRARIES, machine, peak_memory_mb
 from alignment.circle.generate import Clips
@@ -84,7 +84,7 @@ def run_musicrl(ws: Workspace, settings: MusicRlSettings, folder: Path, bar: Sta
             "held-out": musicrl_votes.sing_base(ws, asked.held_out, settings, progress),
         }
     learnt = musicrl_votes.learn_rewards(ws, settings, kept, judge, clips, bar)
-    terms = Terms(ws, learnt, asked.voted, clips["voted"], ws.base_model("tiny"))
+    terms = Terms(ws, learnt, asked.voted, clips["voted"], asked, ws.base_model("tiny"))
     trained = _train_all(ws, settings, kept, terms, asked, learnt, clips["voted"], folder, bar)
     panel = Panel(ws, judge, settings.test_listeners, listener_seed(settings, "test"), settings.raters)
     heard, sung = _sing_all(ws, settings, kept, terms, trained, asked, bar)
@@ -178,7 +178,7 @@ def _curve(
 ) -> RunCurve:
     found = kept.stage(
         f"curve-{run.run}",
-        lambda: musicrl_runs.hear_curve(
+        lambda: musicrl_curves.hear_curve(
             run.curve, asked.watch, ws.base_model("tiny"), judge, population=settings.raters,
             listeners=settings.test_listeners, seed=listener_seed(settings, "test"),
         ),

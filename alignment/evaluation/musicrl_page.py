@@ -30,6 +30,7 @@ TITLE = "MusicRL in simulation"
 NAMES = {
     "preference": "users' preference", "quality": "quality", "text_adherence": "text adherence",
     "clap_cosine": "CLAP cosine of clip and caption",
+    "caption_contrast": "CLAP cosine above that with other captions",
 }  # fmt: skip
 GLOSSARY = (
     ("Win rate", "wins / (wins + losses), as in MusicRL: ties do not count. Both-bad votes stand among the ties."),
@@ -216,6 +217,7 @@ def _curves(report: MusicRlReport, badge: str) -> str:
         chart("score/quality", "Quality reward", 0.0, "deviations"),
         chart("score/text_adherence", "Text reward", 0.0, "deviations"),
         chart("score/clap_cosine", "CLAP cosine", 0.0, "deviations"),
+        chart("score/caption_contrast", "CLAP cosine above that with other captions", 0.0, "deviations"),
         chart("kl", "KL to the base", 0.0, "nats a clip"),
         against_kl("gold", "Judge's reward against KL", "a fall at more KL is over-optimisation"),
         against_kl("gold_adherence", "Text adherence against KL", "MusicRL draws its scores like this"),

@@ -16,7 +16,7 @@ import numpy as np
 from alignment.errors import DataError
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.metrics import bootstrap_mean
-from alignment.evaluation.report import Curve, FigureTrace, Stage, _plain
+from alignment.evaluation.report import FigureTrace, Stage, _plain
 from alignment.evaluation.win_rate import WinRate
 
 BASE = "base"
@@ -183,7 +183,6 @@ class MusicRlReport:
     run: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     peak_memory_mb: float | None = None
-    training: Sequence[Curve] = ()
 
     def meeting(self, candidate: str, opponent: str) -> Meeting | None:
         """The headline comparison of two entrants."""
