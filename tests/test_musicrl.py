@@ -14,7 +14,7 @@ from circle_support import attune, leftovers
 
 from alignment.circle import listen, musicrl_contests
 from alignment.circle.kept import Kept
-from alignment.circle.musicrl_contests import meetings, rate_from
+from alignment.circle.musicrl_contests import differing, meetings, rate_from
 from alignment.circle.musicrl_curves import held_out_weights
 from alignment.circle.musicrl_votes import SEEDS, agrees, ask, listener_seed
 from alignment.circle.workspace import Workspace, no_progress
@@ -323,6 +323,20 @@ def test_meetings_are_those_of_the_entrants_there_are() -> None:
     assert meetings(["R", "U", "RU"]) == [
         ("base", "R"), ("base", "U"), ("base", "RU"), ("R", "U"), ("R", "RU"), ("U", "RU"),
     ]  # fmt: skip
+
+
+def test_the_same_codes_are_not_compared_however_their_audio_was_rounded() -> None:
+    from types import SimpleNamespace
+
+    def sung(**codes: str) -> dict:
+        return {
+            prompt: SimpleNamespace(codes_sha256=code, audio_sha256=f"{code}{id(codes)}")
+            for prompt, code in codes.items()
+        }
+
+    first, rival = differing(sung(p1="a", p2="b"), sung(p1="a", p2="c"))
+    assert list(first) == list(rival) == ["p2"] and rival["p2"].codes_sha256 == "c"
+    assert differing(sung(p1="a"), sung(p1="a")) == ({}, {})
 
 
 def test_agreement_counts_the_chosen_clip_and_halves_equal_scores() -> None:

@@ -76,13 +76,21 @@ def _meet(
     panel: Panel, opponent: str, candidate: str, heard: Mapping[str, ClipOf], votes: int, progress: Progress,
     suffix: str,
 ) -> dict[str, Any] | None:  # fmt: skip
-    first, rival = heard[opponent], heard[candidate]
+    first, rival = differing(heard[opponent], heard[candidate])
     if not listen.pairs_across(first, rival):
         return None
     name = f"{PREFIX}-{candidate}-against-{opponent}{suffix}".lower()
     study = open_untouched(panel.ws, name, listen.pairs_across(first, rival))
     rate = panel.contest(study, candidate, first, rival, votes, progress)
     return {"study": study, "rate": asdict(replace(rate, opponents=(opponent,)))}
+
+
+def differing(first: ClipOf, rival: ClipOf) -> tuple[ClipOf, ClipOf]:
+    """Both, on those prompts where different codes were sampled.
+
+    The same codes decoded in other batches differ by a rounding, and so does their hash, though nobody hears it."""
+    prompts = [prompt for prompt in first if first[prompt].codes_sha256 != rival[prompt].codes_sha256]
+    return {prompt: first[prompt] for prompt in prompts}, {prompt: rival[prompt] for prompt in prompts}
 
 
 def rate_from(values: Mapping[str, Any]) -> WinRate:

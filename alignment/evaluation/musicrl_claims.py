@@ -77,12 +77,14 @@ def _met(meeting: Meeting) -> str:
 
 
 def _best(report: MusicRlReport) -> Claim | None:
-    """RU is the best of the three over the base, by its estimate alone: MusicRL tests no more."""
+    """RU is the best of the three over the base, by its estimate alone; the direct comparisons test more."""
     met = {run: report.meeting(run, BASE) for run in ("R", "U", "RU")}
     if None in met.values() or any(meeting.decisive is None for meeting in met.values()):
         return None
     rates = {run: meeting.decisive.value for run, meeting in met.items()}
-    outcome = REPRODUCED if rates["RU"] >= max(rates.values()) else CONTRADICTED
+    outcome = REPRODUCED if rates["RU"] >= max(rates.values()) else NOT_SHOWN
+    if max(rates.values()) > met["RU"].decisive.high:
+        outcome = CONTRADICTED
     figures = ", ".join(f"{run} {percent(value)}" for run, value in rates.items())
     return Claim("RU has the highest win rate over the base (order of the estimates)", outcome, figures)
 
