@@ -139,7 +139,7 @@ def terminal_table(report: MusicRlReport) -> str:
         rate, found, published = meeting.rate, meeting.decisive, meeting.published
         note = "" if meeting.headline else f" ({meeting.judges})"
         rows.append((
-            f"{meeting.candidate} vs {meeting.opponent}{note}", *(percent(meeting.share(n)) for n in
+            meeting.label + note, *(percent(meeting.share(n)) for n in
             (rate.wins, rate.ties + rate.both_bad, rate.losses)), percent(found.value) if found else "–",
             f"[{percent(found.low)}, {percent(found.high)}]" if found else "–",
             percent(published.win_rate) if published else "–",

@@ -21,6 +21,7 @@ from alignment.evaluation.musicrl_report import (
     PUBLISHED_RATINGS,
     PUBLISHED_SCORES,
     PUBLISHED_STEPS,
+    SHOWN,
     Meeting,
     MusicRlReport,
 )  # fmt: skip
@@ -111,7 +112,7 @@ def _headline(report: MusicRlReport, badge: str) -> str:
     gain = best.decisive is not None and best.decisive.low > 0.5
     tiles = [
         page._figure(
-            percent(m.decisive.value), f"{m.candidate} vs {m.opponent}",
+            percent(m.decisive.value), m.label,
             f"{page._range(m.decisive)} · {m.decisive.n:,}\u00a0decisive", badge,
         )
         for m in report.meetings
@@ -136,8 +137,7 @@ def _headline(report: MusicRlReport, badge: str) -> str:
 def _table(report: MusicRlReport, badge: str) -> str:
     rows = "".join(_row(meeting) for meeting in report.meetings)
     head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("Win", "Tie", "Loss", "Win rate", "With ties", "Votes", "MusicRL's", "Its win rate")
+        f'<th scope="col">{name}</th>' for name in ("Win", "Tie", "Loss", "Win rate", "MusicRL's", "With ties", "Votes")
     )
     key = "".join(f'<span><i class="key {css}"></i>{css}</span>' for css in ("win", "tie", "loss"))
     return page._section(
@@ -147,7 +147,7 @@ def _table(report: MusicRlReport, badge: str) -> str:
         "</div>",
         badge,
         f"Win, tie and loss are shares of all votes; the win rate leaves ties out, as MusicRL's does. MusicRL asked "
-        f"people, {PUBLISHED_RATINGS} ratings a comparison; these are programs.",
+        f"people, {PUBLISHED_RATINGS} ratings a comparison (win / tie / loss where it gives them); these are programs.",
     )  # fmt: skip
 
 
@@ -156,16 +156,13 @@ def _row(meeting: Meeting) -> str:
     ties = rate.ties + rate.both_bad
     bar = plots.vote_bar([("wins", rate.wins, "win"), ("ties", ties, "tie"), ("losses", rate.losses, "loss")])
     cells = "".join(f"<td>{percent(meeting.share(count))}</td>" for count in (rate.wins, ties, rate.losses))
-    theirs = "–"
+    theirs = percent(published.win_rate) if published else "–"
     if published and published.win is not None:
-        theirs = " / ".join(percent(share) for share in (published.win, published.tie, published.loss))
+        theirs += f"<small>{' / '.join(f'{100 * x:g}' for x in (published.win, published.tie, published.loss))}</small>"
     return (
-        f'<tr><th scope="row">{escape(meeting.candidate)} vs {escape(meeting.opponent)}<small>by '
-        f"{escape(meeting.judges)} listeners</small>{bar}</th>{cells}{_cell(found, percent)}"
-        f"{_cell(rate.interval, percent)}"
-        f"<td>{rate.votes:,}"
-        f'<small>{rate.raters:,} listeners, {rate.prompts:,} prompts</small></td><td class="theirs">{theirs}</td>'
-        f'<td class="theirs">{percent(published.win_rate) if published else "–"}</td></tr>'
+        f'<tr><th scope="row">{escape(meeting.label)}<small>by {escape(meeting.judges)} listeners</small>{bar}</th>'
+        f'{cells}{_cell(found, percent)}<td class="theirs">{theirs}</td>{_cell(rate.interval, percent)}<td>'
+        f"{rate.votes:,}<small>{rate.raters:,} listeners, {rate.prompts:,} prompts</small></td></tr>"
     )
 
 
@@ -265,7 +262,7 @@ def _heard(report: MusicRlReport) -> str:
     if not report.heard:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(h.name)}<small>{len(h.reward):,} prompts</small></th>'
+        f'<tr><th scope="row">{escape(SHOWN.get(h.name, h.name))}<small>{len(h.reward):,} prompts</small></th>'
         f"{_cell(bootstrap_mean(h.reward))}{_cell(bootstrap_mean(h.cleanliness))}{_cell(bootstrap_mean(h.adherence))}"
         + (_cell(h.kl) if h.kl else f"<td>{'–' if h.kl_bound is None else f'≤ {number(h.kl_bound)}'}</td>")
         + f"{_cell(h.diversity)}</tr>"

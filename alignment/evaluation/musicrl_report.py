@@ -46,6 +46,7 @@ PUBLISHED_ACCURACY = {"preference": 0.60, "quality": 0.533, "clap_cosine": 0.516
 PUBLISHED_SCORES = {"R": "quality 3.5 to 4.4, text 0.58 to 0.71", "U": "quality 3.5 to 4, text 0.58 to 0.55"}
 PUBLISHED_STEPS = {"R": 10_000, "U": 2_000, "RU": 1_000}  # after R's, of 20,000, 5,000 and 1,000
 AIMS = {"R": 0.65, "U": 0.65, "RU": 0.75}
+SHOWN = {"expert": "expert iteration"}  # not to be taken for the listeners of that name
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Meeting:
     judges: str
     study: str
     headline: bool = True
+
+    @property
+    def label(self) -> str:
+        return f"{SHOWN.get(self.candidate, self.candidate)} vs {SHOWN.get(self.opponent, self.opponent)}"
 
     @property
     def published(self) -> Published | None:
