@@ -132,9 +132,7 @@ class PpoSettings(Recipe):
     num_generations: int = Field(4, ge=1, description="clips of each of these prompts")
     num_ppo_epochs: int = Field(2, ge=1, description="passes over each rollout")
     num_mini_batches: int = Field(2, ge=1, description="optimizer steps of one pass")
-    per_device_train_batch_size: int = Field(
-        16, ge=1, description="clips scored at once; changes speed and memory only"
-    )
+    per_device_train_batch_size: int = Field(16, ge=1, description="clips scored at once; changes speed only")
     advantage: Literal["gae", "rloo", "grpo"] = Field("gae", description="how a clip's reward becomes advantages")
     cliprange: float = Field(0.2, gt=0, lt=1, description="how far a delayed step's ratio may go from 1")
     kl_coef: float = Field(0.05, ge=0, description="price of a nat of KL to the reference, in units of the reward")
