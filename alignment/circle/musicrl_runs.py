@@ -24,7 +24,7 @@ from alignment.versions import BASE_NAME, register_adapter
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
     from alignment.rewards.of_codes import CodesReward
-    from alignment.rewards.scorers import Scorer
+    from alignment.rewards.scorers import Scorer, WeightedScorer
 
 ORDER = ("R", "U", "RU", "joint")
 STARTS = {"RU": "R"}  # KL is then measured to where the run starts, as in MusicRL
@@ -64,27 +64,43 @@ class Terms:
         sung = [(prompt.text, clip) for prompt in prompts for clip in clips[prompt.id]][:SCALE_CLIPS]
         self.base_texts = [text for text, _ in sung]
         self.base_codes = np.stack([learn.codes_of(ws, clip) for _, clip in sung])  # (B, K, T)
+        self._measured: dict[tuple[int | None, bool], WeightedScorer] = {}
 
     def reward(
         self, weights: Mapping[str, float], clip_seconds: float | None = None, *, held_out: bool = False,
-        uncertainty_penalty: float = 0.0,
+        uncertainty_penalty: float = 0.0, batch_size: int = 32,
     ) -> CodesReward:  # fmt: skip
         """The reward of codes with these weights, its scale that of the base's clips of ``clip_seconds`` (None: whole).
 
-        A clip's beginning is what a shorter one of its seed would have been, so none is sung for it. Raises
-        ConfigError for a reward that nobody's votes trained."""
-        import torch
-
-        from alignment.rewards.of_codes import base_reward
+        Raises ConfigError for a reward that nobody's votes trained."""
+        from alignment.rewards.of_codes import CodesReward
+        from alignment.rewards.scorers import WeightedScorer
 
         known = self.held_out if held_out else self.trained
         if unknown := sorted(set(weights) - set(known)):
             raise ConfigError(f"No vote trained the reward {', '.join(unknown)}; there are {', '.join(known)}.")
+        measured = self._on_base_clips(clip_seconds, held_out)
+        parts = [(scorer, weights[scorer.name]) for scorer, _ in measured.parts if scorer.name in weights]
+        scorer = WeightedScorer(parts, measured.scales, uncertainty_penalty=uncertainty_penalty)
+        return CodesReward(self.model, scorer, batch_size=batch_size)
+
+    def _on_base_clips(self, clip_seconds: float | None, held_out: bool) -> WeightedScorer:
+        """Every reward with its scale, measured once for each length of clips.
+
+        A clip's beginning is what a shorter one of its seed would have been, so none is sung for it."""
+        import torch
+
+        from alignment.rewards.of_codes import base_reward
+
         frames = None if clip_seconds is None else self.model.frames(clip_seconds)
-        return base_reward(
-            self.model, [(known[name], weight) for name, weight in weights.items()], self.base_texts,
-            torch.from_numpy(self.base_codes[..., :frames]).long(), uncertainty_penalty=uncertainty_penalty,
-        )  # fmt: skip
+        key = (frames, held_out)
+        if key not in self._measured:
+            scorers = (self.held_out if held_out else self.trained).values()
+            codes = torch.from_numpy(self.base_codes[..., :frames]).long()
+            self._measured[key] = base_reward(
+                self.model, [(scorer, 1.0) for scorer in scorers], self.base_texts, codes
+            ).scorer
+        return self._measured[key]
 
 
 @dataclass(frozen=True)
@@ -121,8 +137,11 @@ def _train(
     parent = ws.version(version_name(STARTS[run]) if run in STARTS else BASE_NAME)
     reward = terms.reward(recipe.weights, ppo.generation.clip_seconds, uncertainty_penalty=recipe.uncertainty_penalty)
     watch = CurveWatch(
-        curve, asked.watch, settings, recipe.weights, terms.reward(dict.fromkeys(terms.trained, 1.0)),
-        terms.reward(dict.fromkeys(terms.held_out, 1.0), held_out=True),
+        curve, asked.watch, settings, recipe.weights, *(
+            # One batch: the second of the two finds the embeddings of the first.
+            terms.reward(dict.fromkeys(known, 1.0), held_out=held, batch_size=settings.watch_prompts)
+            for held, known in ((False, terms.trained), (True, terms.held_out))
+        ),
     )  # fmt: skip
     result = train_ppo(
         ws.policy(parent), asked.policy, reward, ppo, run_dir,
