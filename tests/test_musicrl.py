@@ -212,7 +212,7 @@ def test_a_run_stopped_anywhere_ends_as_an_undisturbed_one_and_makes_nothing_twi
     stops = [
         (listen, "simulate_votes", 2),  # the second panel has voted, and nothing says so yet
         (musicrl_runs, "register_adapter", 1),  # R is registered, and nothing says so yet
-        (musicrl_runs, "register_adapter", 2),
+        (musicrl_runs, "register_adapter", 2),  # after U's, RU's
         (musicrl_contests, "sing", 1),
         (listen, "simulate_votes", 3),
         (musicrl_contests, "judged", 1),
@@ -236,7 +236,9 @@ def test_a_run_stopped_anywhere_ends_as_an_undisturbed_one_and_makes_nothing_twi
             clips = connection.execute("select count(*), count(distinct audio_sha256 || seed) from clip").fetchone()
         adapters.append((rows, clips))
     assert adapters[0] == adapters[1]
-    assert [call["run"] for call in ppo.calls] == ["R", "R", "U", "U", "RU", "joint"]
+    assert [call["run"] for call in ppo.calls] == ["R", "R", "U", "RU", "RU", "joint"], (
+        "what was cut is asked again, no more"
+    )
     assert all(call["resume"] for call in ppo.calls)
 
 
