@@ -304,6 +304,66 @@ class DemoSettings(Recipe):
         return self
 
 
+class MusicRlRun(Recipe):
+    """One training of the MusicRL study: what it is rewarded for, and how."""
+
+    weights: dict[Literal["clap_cosine", "caption_contrast", "text_adherence", "quality", "preference"], float] = Field(
+        min_length=1, description="of each reward, in deviations among the base's clips of one prompt"
+    )
+    uncertainty_penalty: float = Field(0.0, ge=0, description="deviations of the ensemble taken off each reward")
+    ppo: PpoSettings = PpoSettings()
+
+
+class MusicRlSettings(Recipe):
+    """MusicRL on attune-tiny with simulated listeners: users vote, selected raters rate and compare."""
+
+    users: str = Field(
+        "musicrl", description="population whose votes are the preference reward; configs/listeners.yaml"
+    )
+    raters: str = Field("expert", description="population behind text and quality, and behind the comparisons")
+    voted_prompts: int = Field(400, ge=10)
+    held_out_prompts: int = Field(120, ge=10, description="voted on by others, for the held-out reward models")
+    clips_per_prompt: int = Field(4, ge=2, le=16)
+    user_votes: int = Field(7200, ge=20)
+    rater_votes: int = Field(2400, ge=20)
+    listeners: int = Field(48, ge=2, description="in each of the panels that vote")
+    policy_prompts: int = Field(2000, ge=4, description="captions that the runs train on")
+    watch_prompts: int = Field(64, ge=4, description="captions whose clips show the scores over training")
+    test_prompts: int = Field(400, ge=8, description="held-out prompts of the comparisons")
+    test_votes: int = Field(1200, ge=20, description="ratings of each comparison")
+    test_listeners: int = Field(48, ge=2, description="in the panel that compares; none of them voted before")
+    test_pool: int = Field(4, ge=2, le=64, description="N of best-of-N, and of expert iteration's choice")
+    generation: GenerationSettings = GenerationSettings()
+    reward: RewardSettings = RewardSettings()
+    runs: dict[Literal["R", "U", "RU", "joint"], MusicRlRun] = Field(
+        {"R": MusicRlRun(weights={"text_adherence": 1.0, "quality": 1.0})}, description="RU starts from R, others fresh"
+    )
+    expert: ExpertSettings = ExpertSettings()
+    quick: bool = Field(False, description="a short run that promises less, and whose report says so")
+    seed: int = Field(0, ge=0, le=2**20, description="fixes everything that is drawn")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MusicRlSettings:
+        pairs = self.voted_prompts * self.clips_per_prompt * (self.clips_per_prompt - 1) // 2
+        for name, votes in (("user_votes", self.user_votes), ("rater_votes", self.rater_votes)):
+            if votes > VOTES_PER_PAIR * pairs:
+                raise ValueError(
+                    f"{name} ({votes}) cannot be above {VOTES_PER_PAIR} for each of {pairs} pairs of clips"
+                )
+        if self.test_votes > VOTES_PER_PAIR * self.test_prompts:
+            raise ValueError(
+                f"test_votes ({self.test_votes}) cannot be above {VOTES_PER_PAIR} for each of {self.test_prompts} "
+                "test_prompts"
+            )
+        if "R" not in self.runs:
+            raise ValueError(f"runs are {', '.join(self.runs) or 'none'}; R is the one that all others stand beside")
+        if self.expert.keep >= self.clips_per_prompt:
+            raise ValueError(
+                f"expert.keep ({self.expert.keep}) must be below clips_per_prompt ({self.clips_per_prompt})"
+            )
+        return self
+
+
 R = TypeVar("R", bound=Recipe)
 
 

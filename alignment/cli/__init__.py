@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import account, align, circle, database, demo, models, reward, serve, study, worker
+from alignment.cli import account, align, circle, database, demo, models, reproduce, reward, serve, study, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -36,6 +36,7 @@ app.add_typer(models.reward, name="reward")
 app.add_typer(align.align, name="align")
 app.command("compare")(circle.compare)
 app.add_typer(models.versions, name="versions")
+app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.add_typer(study.app, name="study")
