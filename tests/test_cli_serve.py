@@ -492,6 +492,51 @@ def test_on_postgresql_an_organisers_study_is_served_without_a_child(
 
 
 @pytest.mark.parametrize(
+    ("terminal", "production", "writable"),
+    [(True, False, True), (False, False, True), (True, True, True), (True, False, False)],
+)
+def test_on_a_terminal_requests_are_logged_to_a_file_and_the_address_says_where(
+    terminal: bool, production: bool, writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    url = f"sqlite:///{tmp_path / 'attune.db'}"
+    migrate.upgrade(url)
+    database = open_database(url)
+    make_arena(database)
+    database.close()
+    if not writable:
+        (tmp_path / "log").write_text("a file where the folder would be")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(serving, "create_app", lambda *_, **__: FastAPI())
+
+    def serve(*_) -> None:
+        logging.getLogger("rating_app.metrics").info("request", extra={"fields": {"route": "/rate/votes"}})
+        logging.getLogger("rating_app.guard").warning("careful")
+
+    monkeypatch.setattr(serving, "_run", serve)
+    before = logging.getLogger().handlers[:]
+    try:
+        serving.serve(
+            serving.Wishes(
+                url, str(tmp_path / "store"), "secret", port=free_port(), study_name="arena", worker=False,
+                production=production,
+            )
+        )  # fmt: skip
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        logging.getLogger().handlers[:] = before
+    told = capsys.readouterr().err
+    file = tmp_path / "log" / "requests.jsonl"
+    (address,) = [line for line in told.splitlines() if line.startswith("Listening page: ")]
+    to_a_file = terminal and not production and writable
+    assert (str(file) in address) is to_a_file and file.exists() is to_a_file
+    assert "careful" in told  # warnings are for whoever looks on
+    assert ('"route": "/rate/votes"' in told) is not to_a_file
+    if to_a_file:
+        assert [json.loads(line)["message"] for line in file.read_text().splitlines()] == ["request", "careful"]
+
+
+@pytest.mark.parametrize(
     "sentence",
     ["tiny is not a folder of a model; fetch it again.", "store/audio cannot be written (No space left on device)."],
 )
