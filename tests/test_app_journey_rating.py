@@ -217,6 +217,28 @@ def test_a_session_has_its_break_its_end_and_its_summary(page):
     assert "2" in page.inner_text('[data-at="figures"]') and "clips rated" in page.inner_text('[data-at="figures"]')
 
 
+def test_whoever_stops_and_begins_again_rates_the_clip_that_is_shown_and_no_other(page, site):
+    posted = []
+    page.on("request", lambda request: request.url.endswith("/rate/ratings") and posted.append(request.post_data_json))
+    page.goto("/")
+    page.check('[data-at="consent"]')
+    page.click('[data-at="next"]')
+    page.click('[data-at="start"]')
+    page.wait_for_selector('#attune[data-phase="rating"]')
+    rate(page, quality=11)  # answered, and then not saved
+    page.click('[data-do="stop"]')
+    page.wait_for_selector('#attune[data-phase="done"]')
+    page.click('[data-do="again"]')
+    page.wait_for_selector('#attune[data-phase="rating"]')
+    page.wait_for_function("window.attune.mode.item")
+    shown = item_id(page)
+    rate(page, quality=99)
+    page.click('[data-at="rating-submit"]')
+    another_item(page, shown)
+    wait_until_saved(page)
+    assert [(one["item"], one["quality"]) for one in posted] == [(shown, 99)]
+
+
 def test_practice_in_this_mode_is_with_single_clips_and_sends_nothing(page):
     posted = []
     page.on("request", lambda request: request.method == "POST" and posted.append(request.url.split("/rate/")[-1]))

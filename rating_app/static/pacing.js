@@ -140,6 +140,7 @@ export class Pacing {
 
   async again() {
     const { page } = this;
+    page.mode?.close?.(); // its elements are the next one's
     page.mode = null;
     page.progress = null;
     try {

@@ -9,6 +9,7 @@
 //   async begin()   shows the first thing to do; page.fail() shows what it throws, and "Try again" calls it once more
 //   act(name)       optional: a click on [data-do=name] or its key, while this mode's section is shown
 //   key(event)      optional: a keydown that the page itself did not use; true = used
+//   close()         optional: called before another mode is made on the same elements; none of its listeners may act on
 //   frame()         optional: called once per screen frame while the player plays, and after page.touch()
 //
 // What the page offers (everything else in this class is its own business):

@@ -64,6 +64,7 @@ export class RatingMode {
     this.item = null; // { info, buffer, scale } on the page and open for an answer
     this.ahead = new Ahead(page, "item", { current: () => this.item, load: (info) => this.load(info) });
     this.practising = false;
+    this.closed = new AbortController();
     this.drafts = new Drafts();
     this.section = page.section("rating", HTML);
     this.section.setAttribute("aria-labelledby", "at-rating-label");
@@ -100,8 +101,14 @@ export class RatingMode {
       page.mode = usual;
       this.practising = false;
       delete page.root.dataset.practice;
-      this.leave();
+      this.close();
     }
+  }
+
+  /** Hands the elements over to another RatingMode: this one hears nothing of them any more. */
+  close() {
+    this.leave();
+    this.closed.abort();
   }
 
   leave() {
@@ -288,26 +295,28 @@ export class RatingMode {
     if (this.watched === player) return;
     this.watched = player;
     const mine = (act) => () => this.page.root.dataset.phase === "rating" && act();
-    player.addEventListener("change", mine(() => this.showState()));
-    player.addEventListener("heard", mine(() => this.page.touch()));
-    player.addEventListener("log", mine(() => this.keep()));
+    const { signal } = this.closed;
+    player.addEventListener("change", mine(() => this.showState()), { signal });
+    player.addEventListener("heard", mine(() => this.page.touch()), { signal });
+    player.addEventListener("log", mine(() => this.keep()), { signal });
   }
 
   listen() {
     const { page, wave } = this;
-    page.part("rating-form").addEventListener("submit", (event) => (event.preventDefault(), this.submit()));
+    const { signal } = this.closed;
+    page.part("rating-form").addEventListener("submit", (event) => (event.preventDefault(), this.submit()), { signal });
     this.scales.addEventListener("change", () => (this.keep(), page.touch()));
     wave.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !this.item) return;
       event.preventDefault();
       wave.setPointerCapture(event.pointerId);
       this.seekFrom(event);
-    });
-    wave.addEventListener("pointermove", (event) => wave.hasPointerCapture(event.pointerId) && this.seekFrom(event));
+    }, { signal });
+    wave.addEventListener("pointermove", (event) => wave.hasPointerCapture(event.pointerId) && this.seekFrom(event), { signal });
     // A click with the mouse leaves the focus where it is, so that Space goes on playing and pausing.
-    this.section.querySelector(".at-single").addEventListener("pointerdown", (event) => event.target.closest("button") && event.preventDefault());
-    window.addEventListener("pagehide", () => this.keep());
-    for (const type of ["saved", "refused"]) page.outbox.addEventListener(type, ({ detail }) => detail.body.item && this.drafts.settle(detail.body.item));
+    this.section.querySelector(".at-single").addEventListener("pointerdown", (event) => event.target.closest("button") && event.preventDefault(), { signal });
+    window.addEventListener("pagehide", () => this.keep(), { signal });
+    for (const type of ["saved", "refused"]) page.outbox.addEventListener(type, ({ detail }) => detail.body.item && this.drafts.settle(detail.body.item), { signal });
     page.tabs.addEventListener("rated", ({ detail }) => {
       this.ahead.answeredElsewhere.add(detail.item);
       if (this.item?.info.id !== detail.item) return;
@@ -315,6 +324,6 @@ export class RatingMode {
       page.player.pause();
       page.say("You rated that clip in another tab; this is the next one.");
       this.resolve();
-    });
+    }, { signal });
   }
 }
