@@ -15,7 +15,14 @@ from sqlalchemy.orm import Session
 
 from alignment.db import listening, ratings, vote_path
 from alignment.db.engine import Database
-from alignment.domain import BattleKind, RatingAssignment, RatingDraft, RatingReceipt, SessionProgress
+from alignment.domain import (
+    BattleKind,
+    RatingAssignment,
+    RatingDraft,
+    RatingOutcome,
+    RatingReceipt,
+    SessionProgress,
+)
 from alignment.errors import AssignmentExpired, ListeningTooShort, NotFoundError, VoteRejected
 from alignment.listening_credit import TICK_SECONDS, needed_seconds, room
 from alignment.pairing import Pool
@@ -92,8 +99,9 @@ class AbsoluteRatings:
     def record(self, session_id: uuid.UUID, draft: RatingDraft) -> RatingReceipt:
         """The receipt of a rating that is safely stored, given only after the commit.
 
-        The same idempotency key again gives the same receipt with ``repeated``; a clip that has the session's rating
-        takes no other. Raises VoteRejected, AssignmentExpired or ListeningTooShort with a sentence for the rater."""
+        A clip that is passed over or reported as broken counts as answered and needs no listening. The same
+        idempotency key again gives the same receipt with ``repeated``; a clip that has the session's rating takes no
+        other. Raises VoteRejected, AssignmentExpired or ListeningTooShort with a sentence for the rater."""
         _check_draft(draft)
         with self.database.session() as s:
             now = self._clock()
@@ -103,7 +111,7 @@ class AbsoluteRatings:
                 raise VoteRejected("This clip was not served to this session; load the next one.")
             saved = ratings.rating_by_key(s, draft.idempotency_key)
             if saved is not None:
-                said = (draft.quality, draft.relevance, draft.mos)
+                said = (RatingOutcome(draft.outcome), draft.quality, draft.relevance, draft.mos)
                 if (saved.session_id, saved.clip_id, saved.answer) != (session_id, served.assignment.clip_id, said):
                     raise VoteRejected("Another answer was saved under this key already; that one stands.")
                 progress = self._progress(s, context, rules, session_id)
@@ -115,6 +123,8 @@ class AbsoluteRatings:
             _check_scales(draft, rules)
             heard = self._heard(s, context, served, draft, now)
             needed = needed_seconds(context.minimum_listening_seconds, served.clip_seconds)
+            if draft.outcome != RatingOutcome.RATED:
+                needed = 0.0
             if heard + TICK_SECONDS < needed:
                 raise ListeningTooShort(f"You heard {heard:.1f} s of the clip; please hear at least {needed:g} s.")
             with self._guard:
@@ -209,6 +219,10 @@ def _check_draft(draft: RatingDraft) -> None:
 def _check_scales(draft: RatingDraft, rules: StudyRecipe) -> None:
     for name in ("quality", "relevance", "mos"):
         given = getattr(draft, name) is not None
+        if draft.outcome != RatingOutcome.RATED:
+            if given:
+                raise VoteRejected(f"A clip without a rating has no answer about {name}; send one or the other.")
+            continue
         if given and name not in rules.scales:
             raise VoteRejected(f"This study does not ask about {name}.")
         if not given and name in rules.scales:

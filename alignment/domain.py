@@ -32,6 +32,15 @@ class Outcome(enum.StrEnum):
         return self in (Outcome.A, Outcome.B)
 
 
+class RatingOutcome(enum.StrEnum):
+    """What became of a clip that was to be rated alone. SKIP (passed over) and FAULT (audio broken) have no rating and
+    count in no figure."""
+
+    RATED = "RATED"
+    SKIP = "SKIP"
+    FAULT = "FAULT"
+
+
 class Side(enum.StrEnum):
     LEFT = "left"
     RIGHT = "right"
@@ -242,7 +251,7 @@ class RatingAssignment:
 @dataclass(frozen=True)
 class RatingDraft:
     """What a listener says of one clip: quality and relevance from 1 to 100, mean opinion score from 1 to 5; a scale
-    that the study does not ask stays None."""
+    that the study does not ask stays None, and so do all with another outcome than RATED."""
 
     assignment_id: uuid.UUID
     idempotency_key: str
@@ -251,6 +260,7 @@ class RatingDraft:
     mos: float | None = None
     heard_seconds: float = 0.0
     decision_ms: int | None = None
+    outcome: RatingOutcome = RatingOutcome.RATED
 
 
 @dataclass(frozen=True)

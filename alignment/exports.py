@@ -24,7 +24,7 @@ from alignment.db.engine import Database
 from alignment.db.figures import FlagRow, StudyComment, StudyRating, StudyVote
 from alignment.db.people import add_audit
 from alignment.db.studies import Study, get_study
-from alignment.domain import Axis, RaterKind
+from alignment.domain import Axis, RaterKind, RatingOutcome
 from alignment.errors import DataError, StoreError
 
 FORMAT = 1
@@ -81,7 +81,7 @@ def make_export(database: Database, study_name: str, *, actor: str, licence: str
     with database.session(write=False) as s:
         study = get_study(s, study_name)
         votes = queries.study_votes(s, study.id)
-        ratings = queries.study_ratings(s, study.id)
+        ratings = [one for one in queries.study_ratings(s, study.id) if one.outcome == RatingOutcome.RATED]
         agreed = queries.publication_consents(s, study.id)
         flags = queries.latest_flags(s, [vote.vote_id for vote in votes])
         comments = queries.comments_of(s, [vote.vote_id for vote in votes])
@@ -267,7 +267,8 @@ def _card(
             "without rater. A rater with many answers may still be recognised by the answers themselves when two "
             "exports are laid side by side: publish one."
         ),
-        "not_included": "names, addresses, browsers, exact times, unpublished answers, audio",
+        "not_included": "names, addresses, browsers, exact times, unpublished answers, clips of a rating study that "
+        "were passed over or reported as broken, audio",
         "columns": {
             "outcome": "A or B is better, TIE, BOTH_BAD, SKIP (passed over), FAULT (audio broken); A was shown left",
             "text_adherence, quality": "-2 clearly A, 0 equal, 2 clearly B",

@@ -19,12 +19,13 @@ from alignment.db.clips import NewClip, add_clips
 from alignment.db.engine import Database
 from alignment.db.requests import SingingRequest
 from alignment.db.studies import NewBattle, add_battles
+from alignment.db.typed_prompts import TYPED
 from alignment.domain import Assignment, Side, Split
 from alignment.errors import DataError, NotFoundError, PromptRefused
 from alignment.moderation import check_prompt, words
 from alignment.studies import StudyRecipe
 
-PROMPT_SOURCE = "arena"
+PROMPT_SOURCE = TYPED
 SAMPLER_VERSION = "arena-1"
 MOST_ATTEMPTS = 3
 PAIR_SECONDS = 24 * 3600.0  # how long the finished pair may be voted on

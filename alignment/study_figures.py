@@ -18,7 +18,7 @@ from alignment.db import figures as queries
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.db.figures import StudyRating, StudyVote
-from alignment.domain import BattleKind, Comparison, Outcome, RaterKind
+from alignment.domain import BattleKind, Comparison, Outcome, RaterKind, RatingOutcome
 from alignment.errors import DataError
 from alignment.evaluation.intervals import Interval, clustered_share, label_codes, resample_totals, two_way_draws
 from alignment.evaluation.ratings import Rating, fit_ratings
@@ -138,6 +138,8 @@ class StudyFigures:
     made_at: datetime
     votes: int
     ratings_given: int
+    passed_over: int  # clips of a rating study that were answered with SKIP
+    faults: int  # and with FAULT
     withdrawn: int
     raters: int
     sessions: int
@@ -201,14 +203,15 @@ def study_figures(
         flags = queries.latest_flags(s, [vote.vote_id for vote in everything])
         scores = queries.clip_scores(s, queries.study_clip_ids(s, study_id))
     votes = [vote for vote in everything if not vote.withdrawn]
-    rated = [rating for rating in all_ratings if not rating.withdrawn]
+    answered = [rating for rating in all_ratings if not rating.withdrawn]
+    rated = [rating for rating in answered if rating.outcome == RatingOutcome.RATED]
     normal = [vote for vote in votes if vote.kind == BattleKind.NORMAL]
     counted = [vote for vote in normal if vote.outcome.trains]
     pairs = version_pairs(counted)
     rows, note = _ratings(counted)
     sliced, slice_of = _slices(counted, pairs)
     moment = now()
-    times = [vote.created_at for vote in votes] + [rating.created_at for rating in rated]
+    times = [vote.created_at for vote in votes] + [rating.created_at for rating in answered]
     last_hour = sum(time > moment - timedelta(hours=1) for time in times)
     wanted, had = _progress(counted, rated, battles, items, recipe)
     kept = {vote.vote_id for vote in votes}
@@ -216,8 +219,10 @@ def study_figures(
     return StudyFigures(
         study=recipe.name, mode=recipe.mode, state=state, simulated=rater_kind == RaterKind.SIMULATED,
         simulated_versions=tuple(trained_on_simulated), made_at=moment, votes=len(votes), ratings_given=len(rated),
-        withdrawn=len(everything) - len(votes) + len(all_ratings) - len(rated),
-        raters=len({one.rater_id for one in [*votes, *rated]}), sessions=sessions, finished_sessions=finished,
+        passed_over=sum(rating.outcome == RatingOutcome.SKIP for rating in answered),
+        faults=sum(rating.outcome == RatingOutcome.FAULT for rating in answered),
+        withdrawn=len(everything) - len(votes) + len(all_ratings) - len(answered),
+        raters=len({one.rater_id for one in [*votes, *answered]}), sessions=sessions, finished_sessions=finished,
         session_raters=session_raters, battles={kind.value: count for kind, count in battles.items()}, wanted=wanted,
         had=had, per_hour=votes_per_hour(times, moment), last_hour=last_hour,
         hours_left=(wanted - had) / last_hour if last_hour and wanted > had else None,

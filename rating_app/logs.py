@@ -11,8 +11,11 @@ import traceback
 from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TextIO
 
+LARGEST_FILE_BYTES = 20 * 2**20  # and one older file of that size beside it
 REQUEST_ID: ContextVar[str] = ContextVar("attune_request_id", default="")
 
 # Longest and most telling first. What is left of a message still says what went wrong and where.
@@ -85,12 +88,22 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO) -> logging.Handler:
-    """Sends every log of this process to ``stream`` (stderr) as JSON lines; returns the handler."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonLines())
+def configure_logging(
+    stream: TextIO | None = None, *, level: int = logging.INFO, quiet_to: Path | None = None
+) -> logging.Handler:
+    """Sends every log of this process to ``stream`` (stderr) as JSON lines; returns the handler.
+
+    With ``quiet_to`` all lines go to that file, and only warnings and errors to the stream as well. Raises OSError
+    when the file cannot be written."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
+    if quiet_to is not None:
+        quiet_to.parent.mkdir(parents=True, exist_ok=True)
+        handlers[0].setLevel(logging.WARNING)
+        handlers.append(RotatingFileHandler(quiet_to, maxBytes=LARGEST_FILE_BYTES, backupCount=1, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(JsonLines())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
     root.setLevel(logging.WARNING)
     for name in ("rating_app", "alignment", "uvicorn.error"):
         logging.getLogger(name).setLevel(level)
@@ -98,4 +111,4 @@ def configure_logging(stream: TextIO | None = None, *, level: int = logging.INFO
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    return handler
+    return handlers[0]

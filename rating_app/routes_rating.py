@@ -10,7 +10,7 @@ from pydantic import Field
 
 from alignment.db.clips import get_clips
 from alignment.db.ratings import get_served
-from alignment.domain import RatingDraft, Side
+from alignment.domain import RatingDraft, RatingOutcome, Side
 from rating_app.bodies import Body, IdempotencyKey, Seconds
 from rating_app.flac import alone
 from rating_app.perimeter import note_of
@@ -25,6 +25,7 @@ MOST_IN_HAND = 20
 class RatingRequest(Body):
     item: uuid.UUID
     key: IdempotencyKey
+    outcome: RatingOutcome = RatingOutcome.RATED
     quality: int | None = Field(None, ge=1, le=100)
     relevance: int | None = Field(None, ge=1, le=100)
     mos: int | None = Field(None, ge=1, le=5)
@@ -71,6 +72,7 @@ def rate(body: RatingRequest, request: Request, service: Service, session_id: Se
         RatingDraft(
             assignment_id=body.item,
             idempotency_key=body.key,
+            outcome=body.outcome,
             quality=body.quality,
             relevance=body.relevance,
             mos=None if body.mos is None else float(body.mos),

@@ -44,6 +44,14 @@ class Wishes:
         return normalised(self.database_url).get_backend_name() == "sqlite" and not self.production
 
     @property
+    def log_file(self) -> Path | None:
+        """Where a line for every request goes: on a laptop a file in the home folder, lest they bury the address on the
+        terminal. None, which means stderr, in production, without a terminal, and where the store is no folder."""
+        if self.production or not sys.stderr.isatty() or "://" in self.store_root:
+            return None
+        return Path(self.store_root).parent / "log" / "requests.jsonl"
+
+    @property
     def address(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
@@ -102,10 +110,9 @@ def _open(wishes: Wishes) -> Database:
 
 
 def _serve(wishes: Wishes, database: Database, listener: socket.socket) -> None:
-    from rating_app.logs import configure_logging
     from rating_app.server import settle
 
-    configure_logging()  # before the worker speaks
+    log_file = _begin_log(wishes)  # before the worker speaks
     study = _study_that_is_there(wishes, database)
     singing = wishes.worker and wishes.embedded
     if study is None and not singing:
@@ -120,7 +127,8 @@ def _serve(wishes: Wishes, database: Database, listener: socket.socket) -> None:
             database, ClipStore(wishes.store_root), secret=wishes.secret, study_name=name,
             app_commit=wishes.app_commit, perimeter=wishes.perimeter,
         )  # fmt: skip
-        print(f"Listening page: {wishes.address}", file=sys.stderr)
+        logged = f" (every request is logged in {log_file})" if log_file else ""
+        print(f"Listening page: {wishes.address}{logged}", file=sys.stderr)
         if singer is not None and wishes.arena:
             typed = ensure_arena_study(database, ClipStore(wishes.store_root))
             print(f"Type prompts yourself: {wishes.address}/?study={typed}", file=sys.stderr)
@@ -145,6 +153,20 @@ def _serve(wishes: Wishes, database: Database, listener: socket.socket) -> None:
             return build(ensure_demo_study(database, rules=newcomers_rules))
 
         _run(Doorway(prepare, sung=lambda: singer.sung), wishes, listener, singer)
+
+
+def _begin_log(wishes: Wishes) -> Path | None:
+    """Sends the log where it belongs; the file it goes to, None for stderr."""
+    from rating_app.logs import configure_logging
+
+    if wishes.log_file is not None:
+        try:
+            configure_logging(quiet_to=wishes.log_file)
+            return wishes.log_file
+        except OSError:  # a home that is only read, say: the terminal will do
+            pass
+    configure_logging()
+    return None
 
 
 def _study_that_is_there(wishes: Wishes, database: Database) -> str | None:

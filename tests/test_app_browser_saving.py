@@ -148,6 +148,44 @@ def test_a_refusal_is_told_and_does_not_hold_up_the_next_vote(page, site):
     assert len(site.votes()) == before + 1
 
 
+@pytest.mark.parametrize("status", [422, 500])
+def test_a_vote_that_cannot_be_saved_is_kept_and_told_while_later_ones_go_on_and_a_reload_sends_it(page, site, status):
+    before = len(site.votes())
+    start(page)
+    first, tries = pair_id(page), []
+
+    def break_on_the_first(route) -> None:
+        if route.request.post_data_json["pair"] != first:
+            return route.continue_()
+        tries.append(route.request.post_data_json["key"])
+        route.fulfill(status=status, json={"error": "The server cannot use this request."})
+
+    page.route("**/rate/votes", break_on_the_first)
+    page.keyboard.press("s")
+    wait_for_another_pair(page, first)
+    rate(page, "a")
+    page.wait_for_selector('[data-at="stuck"]:visible')
+    page.wait_for_function("window.attune.outbox.held.length === 1")
+    told = "1 vote could not be saved; it stays on this device."
+    assert page.inner_text('[data-at="stuck"]') == told
+    assert page.inner_text('[data-at="status"]') in ("Saved", "Both are heard; you can vote.")
+    assert page.evaluate("window.attune.outbox.held") == [first]
+    assert [vote.outcome for vote in site.votes()[before:]] == ["A"]
+    page.wait_for_selector('#attune[data-phase="rate"]')
+    page.click('[data-do="stop"]')
+    page.wait_for_selector('#attune[data-phase="done"]')
+    assert "Every other answer is saved" in page.inner_text('[data-at="done-text"]')
+    sent = len(tries)
+    page.reload()
+    page.wait_for_function("window.attune?.study && window.attune.outbox.flushing === null")
+    assert len(tries) > sent and page.evaluate("window.attune.outbox.held") == [first]
+    page.unroute("**/rate/votes")
+    page.reload()
+    page.wait_for_function("window.attune?.study && window.attune.outbox.empty")
+    assert page.is_hidden('[data-at="stuck"]') and len(set(tries)) == 1
+    assert sorted(vote.outcome for vote in site.votes()[before:]) == ["A", "SKIP"]
+
+
 def test_one_pair_in_two_tabs_is_voted_on_once_and_the_other_tab_goes_on(browser, address, site):
     before = len(site.votes())
     with visitor(browser, address) as context:

@@ -115,6 +115,25 @@ def test_a_reload_or_a_lost_connection_while_it_is_sung_loses_nothing_and_hostil
     assert page.evaluate("window.injected") is None and page.query_selector("#attune img") is None
 
 
+def test_whoever_begins_again_after_the_end_types_into_one_box_and_asks_once(page, site):
+    asked = []
+    page.on("request", lambda request: request.method == "POST" and request.url.endswith("/arena") and asked.append(1))
+    page.goto("/")
+    page.check('[data-at="consent"]')
+    page.click('[data-at="next"]')
+    page.click('[data-at="start"]')
+    page.wait_for_selector('#attune[data-phase="arena"]')
+    for _ in range(2):
+        page.evaluate("window.attune.act('arena-finish')")
+        page.wait_for_selector('#attune[data-phase="done"]')
+        page.evaluate("window.attune.act('again')")
+        page.wait_for_selector('#attune[data-phase="arena"]')
+    type_prompt(page, "three drums")
+    sung(page, site).finish()
+    page.wait_for_selector('#attune[data-phase="rate"]')
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious_on_any_of_its_screens_and_all_fit_a_small_phone(browser, address, site, scheme):
     with visitor(browser, address, color_scheme=scheme) as context:

@@ -158,6 +158,35 @@ def test_what_was_heard_and_answered_survives_a_reload(page):
     assert page.is_enabled('[data-at="rating-submit"]')
 
 
+def outcomes(site: Site) -> list[str]:
+    with site.database.session(write=False) as s:
+        return [one.value for one in s.scalars(sa.select(ClipRatingRow.outcome).order_by(ClipRatingRow.created_at))]
+
+
+def test_a_clip_may_be_skipped_or_reported_unheard_and_counts_as_answered(page, site):
+    before = len(ratings(site))
+    start(page, phase="rating")
+    first = item_id(page)
+    page.keyboard.press("s")
+    another_item(page, first)
+    second = item_id(page)
+    page.evaluate("window.attune.mode.scales.set('quality', 55)")  # an answer that is begun is not sent along
+    assert page.is_hidden('[data-at="rating-trouble"]')
+    page.keyboard.press("f")
+    assert page.get_attribute('.at-rating [data-do="trouble"]', "aria-expanded") == "true"
+    assert page.evaluate("document.activeElement.dataset.do") == "fault"
+    page.keyboard.press("Escape")
+    assert page.is_hidden('[data-at="rating-trouble"]') and item_id(page) == second
+    page.click('.at-rating [data-do="trouble"]')
+    page.keyboard.press("Enter")  # the focus is on the report
+    another_item(page, second)
+    assert page.is_hidden('[data-at="rating-trouble"]')
+    wait_until_saved(page)
+    assert outcomes(site)[before:] == ["SKIP", "FAULT"]
+    assert ratings(site)[before:] == [(None, None, None)] * 2
+    assert page.inner_text('[data-at="progress-text"]') == "2 of 8"
+
+
 def test_a_prompt_is_shown_as_text_and_never_run(page):
     start(page, phase="rating")
     for _ in range(8):
@@ -186,6 +215,28 @@ def test_a_session_has_its_break_its_end_and_its_summary(page):
             another_item(page, shown)
     page.wait_for_selector('#attune[data-phase="done"]')
     assert "2" in page.inner_text('[data-at="figures"]') and "clips rated" in page.inner_text('[data-at="figures"]')
+
+
+def test_whoever_stops_and_begins_again_rates_the_clip_that_is_shown_and_no_other(page, site):
+    posted = []
+    page.on("request", lambda request: request.url.endswith("/rate/ratings") and posted.append(request.post_data_json))
+    page.goto("/")
+    page.check('[data-at="consent"]')
+    page.click('[data-at="next"]')
+    page.click('[data-at="start"]')
+    page.wait_for_selector('#attune[data-phase="rating"]')
+    rate(page, quality=11)  # answered, and then not saved
+    page.click('[data-do="stop"]')
+    page.wait_for_selector('#attune[data-phase="done"]')
+    page.click('[data-do="again"]')
+    page.wait_for_selector('#attune[data-phase="rating"]')
+    page.wait_for_function("window.attune.mode.item")
+    shown = item_id(page)
+    rate(page, quality=99)
+    page.click('[data-at="rating-submit"]')
+    another_item(page, shown)
+    wait_until_saved(page)
+    assert [(one["item"], one["quality"]) for one in posted] == [(shown, 99)]
 
 
 def test_practice_in_this_mode_is_with_single_clips_and_sends_nothing(page):
@@ -221,3 +272,7 @@ def test_axe_finds_nothing_serious_locked_or_open_and_the_picture_shows_it(brows
         if scheme == "light":
             page.mouse.move(0, 0)
             picture(page, "rating-mode")
+        page.keyboard.press("f")
+        assert serious_faults(page) == []
+        if scheme == "light":
+            picture(page, "rating-trouble")

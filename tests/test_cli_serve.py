@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,6 +43,7 @@ from alignment.studies import rules_of
 from rating_app.demo import default_study, ensure_arena_study, ensure_demo_study, newcomers_rules
 from rating_app.doorway import Doorway
 from rating_app.logs import configure_logging
+from rating_app.server import settle
 from rating_app.singer import Singer
 
 __all__ = ["postgres_server", "postgres_url", "sqlite_database", "sqlite_url"]
@@ -489,6 +492,97 @@ def test_on_postgresql_an_organisers_study_is_served_without_a_child(
     assert served == ["arena", None]
     assert rows(database, "study", "name") == [("arena",)]
     database.close()
+
+
+def test_what_was_built_is_settled_before_the_first_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"sqlite:///{tmp_path / 'attune.db'}"
+    migrate.upgrade(url)
+    database = open_database(url)
+    make_arena(database)
+    database.close()
+    done = []
+    monkeypatch.setattr(serving, "create_app", lambda *_, **__: done.append("built") or FastAPI())
+    monkeypatch.setattr("rating_app.server.settle", lambda: done.append("settled"))
+    monkeypatch.setattr(serving, "_run", lambda *_: done.append("served"))
+    before = logging.getLogger().handlers[:]
+    try:
+        wishes = serving.Wishes(
+            url, str(tmp_path / "store"), "secret", port=free_port(), study_name="arena", worker=False
+        )
+        serving.serve(wishes)
+    finally:
+        logging.getLogger().handlers[:] = before
+    assert done == ["built", "settled", "served"]
+
+
+def test_settling_frees_what_is_garbage_and_hides_the_rest_from_later_collections() -> None:
+    class Node:
+        pass
+
+    def cycle() -> weakref.ref:
+        one, other = Node(), Node()
+        one.other, other.one = other, one
+        return weakref.ref(one)
+
+    gc.collect()
+    gc.disable()  # nothing is collected but by what is tested
+    try:
+        garbage, kept = cycle(), Node()
+        kept.itself = kept
+        settle()
+        assert garbage() is None  # or it would be kept for ever
+        assert gc.get_freeze_count() > 0 and not any(one is kept for one in gc.get_objects())
+        later = cycle()
+        gc.collect()
+        assert later() is None  # what requests leave behind goes as ever
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "production", "writable"),
+    [(True, False, True), (False, False, True), (True, True, True), (True, False, False)],
+)
+def test_on_a_terminal_requests_are_logged_to_a_file_and_the_address_says_where(
+    terminal: bool, production: bool, writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    url = f"sqlite:///{tmp_path / 'attune.db'}"
+    migrate.upgrade(url)
+    database = open_database(url)
+    make_arena(database)
+    database.close()
+    if not writable:
+        (tmp_path / "log").write_text("a file where the folder would be")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(serving, "create_app", lambda *_, **__: FastAPI())
+
+    def serve(*_) -> None:
+        logging.getLogger("rating_app.metrics").info("request", extra={"fields": {"route": "/rate/votes"}})
+        logging.getLogger("rating_app.guard").warning("careful")
+
+    monkeypatch.setattr(serving, "_run", serve)
+    before = logging.getLogger().handlers[:]
+    try:
+        serving.serve(
+            serving.Wishes(
+                url, str(tmp_path / "store"), "secret", port=free_port(), study_name="arena", worker=False,
+                production=production,
+            )
+        )  # fmt: skip
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        logging.getLogger().handlers[:] = before
+    told = capsys.readouterr().err
+    file = tmp_path / "log" / "requests.jsonl"
+    (address,) = [line for line in told.splitlines() if line.startswith("Listening page: ")]
+    to_a_file = terminal and not production and writable
+    assert (str(file) in address) is to_a_file and file.exists() is to_a_file
+    assert "careful" in told  # warnings are for whoever looks on
+    assert ('"route": "/rate/votes"' in told) is not to_a_file
+    if to_a_file:
+        assert [json.loads(line)["message"] for line in file.read_text().splitlines()] == ["request", "careful"]
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,13 @@ def test_every_table_goes_away_on_the_way_down_and_comes_back_on_the_way_up(any_
     assert _tables(any_url) == set()
     assert migrate.current_revision(any_url) is None
     migrate.upgrade(any_url)
-    assert migrate.current_revision(any_url) == migrate.head_revision() == "0004"
+    assert migrate.current_revision(any_url) == migrate.head_revision() == "0005"
 
 
 def test_upgrading_twice_changes_nothing(sqlite_url):  # noqa: F811
     migrate.upgrade(sqlite_url)
     migrate.upgrade(sqlite_url)
-    assert migrate.current_revision(sqlite_url) == "0004"
+    assert migrate.current_revision(sqlite_url) == "0005"
 
 
 POPULATED = """
@@ -108,7 +108,7 @@ def test_a_populated_older_database_keeps_its_votes_and_gets_its_battles_counted
     migrate.upgrade(any_url, "0001")
     engine = create_engine(any_url)
     _populate(engine)
-    with pytest.raises(SchemaVersionError, match="has schema 0001, older than 0004.*attune db upgrade"):
+    with pytest.raises(SchemaVersionError, match="has schema 0001, older than 0005.*attune db upgrade"):
         open_database(any_url)
     migrate.upgrade(any_url)
     with engine.connect() as connection:
@@ -122,6 +122,37 @@ def test_a_populated_older_database_keeps_its_votes_and_gets_its_battles_counted
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM vote").scalar_one() == 2
     assert "battle_tally" not in _tables(any_url)
+    engine.dispose()
+
+
+def test_ratings_of_an_older_database_are_ratings_and_what_has_none_has_no_answer(any_url):  # noqa: F811
+    migrate.upgrade(any_url, "0001")
+    engine = create_engine(any_url)
+    _populate(engine)
+    migrate.upgrade(any_url, "0004")
+    rating = (
+        "INSERT INTO clip_rating (id, session_id, clip_id, quality, idempotency_key, created_at{more}) "
+        "VALUES ('{id}', '{session}', '{clip}', {quality}, 'rating-{id}', '2026-01-02 03:04:05'{value})"
+    )
+    about = {"session": f"{KNOWN['l']:032x}"}
+    one, two = f"{KNOWN['c1']:032x}", f"{KNOWN['c1'] + 1:032x}"
+    with engine.begin() as connection:
+        old = rating.format(id=f"{70:032x}", clip=one, quality=60, more="", value="", **about)
+        connection.exec_driver_sql(old)
+    migrate.upgrade(any_url)
+    skip = {"id": f"{71:032x}", "clip": two, "more": ", outcome", **about}
+    for quality, word in ((60, "SKIP"), (60, "FAULT"), ("NULL", "LATER")):
+        with pytest.raises(sa.exc.IntegrityError, match="outcome"), engine.begin() as connection:
+            connection.exec_driver_sql(rating.format(quality=quality, value=f", '{word}'", **skip))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(rating.format(quality="NULL", value=", 'SKIP'", **skip))
+        read = "SELECT outcome, quality FROM clip_rating ORDER BY id"
+        assert connection.exec_driver_sql(read).all() == [("RATED", 60), ("SKIP", None)]
+    migrate.downgrade(any_url, "0004")
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT quality FROM clip_rating ORDER BY id").scalars().all() == [60, None]
+    with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM clip_rating")
     engine.dispose()
 
 
@@ -247,5 +278,5 @@ def test_migrations_run_from_any_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "0004"
+    assert done.stdout.strip() == "0005"
     assert (tmp_path / "here.db").exists()

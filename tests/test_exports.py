@@ -15,7 +15,7 @@ from study_support import give_consent, voted_study
 
 from alignment.db.base import utcnow, uuid7
 from alignment.db.tables import ClipRatingRow, ListeningSessionRow, RaterRow
-from alignment.domain import Outcome, RaterKind
+from alignment.domain import Outcome, RaterKind, RatingOutcome
 from alignment.errors import DataError, StoreError
 from alignment.exports import make_export, write_export, zipped
 from alignment.flags import flag_study
@@ -117,7 +117,7 @@ def test_the_rows_say_what_was_voted_with_flags_and_the_winner_in_words(any_data
 
 
 def test_ratings_leave_under_the_same_rules(any_database):  # noqa: F811
-    filled, raters = voted_study(any_database, battles=1, raters=2, consent=lambda n: n == 0)
+    filled, raters = voted_study(any_database, battles=2, raters=2, consent=lambda n: n == 0)
     with any_database.session() as s:
         for session in s.scalars(sa.select(ListeningSessionRow.id)).all():
             s.execute(
@@ -126,10 +126,17 @@ def test_ratings_leave_under_the_same_rules(any_database):  # noqa: F811
                     idempotency_key=uuid.uuid4().hex, created_at=utcnow(), heard_seconds=3.14, decision_ms=7600,
                 )
             )  # fmt: skip
+            for clip, outcome in ((1, RatingOutcome.SKIP), (2, RatingOutcome.FAULT)):  # nothing to publish
+                s.execute(
+                    sa.insert(ClipRatingRow).values(
+                        id=uuid7(), session_id=session, clip_id=filled.clips[clip].id, outcome=outcome,
+                        idempotency_key=uuid.uuid4().hex, created_at=utcnow(),
+                    )
+                )  # fmt: skip
     export = make_export(any_database, "study", actor="olga")
     (row,) = _rows(export, "ratings")
     assert (row["quality"], row["mos"], row["heard_seconds"], row["decision_seconds"]) == (70, 4.0, 3.1, 8)
-    assert export.counts["withheld_without_publication_consent"] == 2  # a vote and a rating
+    assert export.counts["withheld_without_publication_consent"] == 3  # two votes and a rating
 
 
 def test_checksums_card_and_zip_agree_with_the_files(sqlite_database, tmp_path):  # noqa: F811

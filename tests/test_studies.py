@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -15,7 +16,9 @@ from alignment import absolute, anchors
 from alignment.db import ratings, studies, versions, votes
 from alignment.db.base import utcnow
 from alignment.db.clips import get_clips
+from alignment.db.figures import study_ratings
 from alignment.db.people import get_consent
+from alignment.db.ratings import rated_often
 from alignment.db.studies import list_battles
 from alignment.db.tables import (
     AssignmentRow,
@@ -39,6 +42,7 @@ from alignment.domain import (
     Outcome,
     RaterKind,
     RatingDraft,
+    RatingOutcome,
     Side,
     VersionStatus,
     VoteDraft,
@@ -54,6 +58,7 @@ from alignment.studies import (
     rules_of,
     set_study_state,
 )
+from alignment.study_figures import study_figures
 from alignment.votes import VoteService
 from tests.database_support import (  # noqa: F401
     any_database,
@@ -558,6 +563,34 @@ def test_a_rating_is_saved_once_and_the_least_rated_clips_come_first(any_databas
     assert set(heard.values()) == {2} and len(heard) == 8
     with any_database.session(write=False) as s:
         assert s.scalar(sa.select(sa.func.count()).select_from(ClipRatingRow)) == 16
+
+
+@pytest.mark.parametrize("outcome", [RatingOutcome.SKIP, RatingOutcome.FAULT])
+def test_a_clip_without_a_rating_is_answered_unheard_once_and_has_no_figure(any_database, tmp_path, outcome):  # noqa: F811
+    study, _ = _made(any_database, tmp_path, singing={"prompt_count": 2}, mode="rating", minimum_listening_seconds=2.0)
+    service = _service(any_database)
+    session = _session(service)
+    item = service.next_rating(session, rng=random.Random(1))
+    nothing = {"quality": None, "relevance": None, "heard_seconds": 0.0, "outcome": outcome}
+    with pytest.raises(VoteRejected, match="has no answer about quality"):
+        service.record_rating(session, _rating(item, **{**nothing, "quality": 50}))
+    draft = _rating(item, **nothing)
+    receipt = service.record_rating(session, draft)
+    assert (receipt.progress.done, receipt.progress.available) == (1, 3)
+    assert service.record_rating(session, draft).repeated
+    other = next(one for one in RatingOutcome if one not in (outcome, RatingOutcome.RATED))
+    with pytest.raises(VoteRejected, match="Another answer"):
+        service.record_rating(session, replace(draft, outcome=other))
+    with pytest.raises(VoteRejected, match="rated this clip already"):
+        service.record_rating(session, _rating(item, heard_seconds=3.0))
+    assert service.next_rating(session, rng=random.Random(1)).clip_id != item.clip_id
+    with any_database.session(write=False) as s:
+        (stored,) = study_ratings(s, study.id)
+        assert rated_often(s, study.id)[item.item_id] == 1  # or it would be the least answered for everybody
+    assert (stored.outcome, stored.quality, stored.relevance, stored.mos) == (outcome, None, None, None)
+    figures = study_figures(any_database, study.id, recipe=rules_of(study), state="open", rater_kind=RaterKind.HUMAN)
+    assert (figures.ratings_given, figures.had, figures.scales, figures.raters) == (0, 0, (), 1)
+    assert (figures.passed_over, figures.faults) == ((1, 0) if outcome is RatingOutcome.SKIP else (0, 1))
 
 
 @pytest.mark.parametrize("reread", [False, True])

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import uuid
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from alignment.db import runs, snapshots, versions, votes
-from alignment.db.tables import AuditLogRow, RaterRow, VoteCommentRow, VoteTable, WithdrawalRow
+from alignment.db.prompts import list_prompts
+from alignment.db.requests import typed_prompt
+from alignment.db.tables import AuditLogRow, PromptRow, RaterRow, VoteCommentRow, VoteTable, WithdrawalRow
 from alignment.domain import Outcome, RaterKind, Split, VoteDraft
 from alignment.errors import ConfigError, DataError, NotFoundError, VoteRejected
+from alignment.requests import ArenaService, RequestQueue
 from alignment.votes import VoteService
 from alignment.withdrawal import rater_of, withdraw
+from tests.arena_support import Clock, make_arena, open_session, rows, silent_clips
 from tests.database_support import (  # noqa: F401
     any_database,
     any_url,
@@ -103,3 +109,91 @@ def test_a_rater_is_found_only_under_the_secret_and_kind_of_their_votes(sqlite_d
     assert rater_of(sqlite_database, SECRET, "ann") == ann
     assert rater_of(sqlite_database, "another secret", "ann") is None
     assert rater_of(sqlite_database, SECRET, "ann", kind=RaterKind.SIMULATED) is None
+
+
+# What was typed in an arena ----------------------------------------------------------------------------------------
+
+
+class Typing:
+    """An arena in which people type, a worker sings, and what was sung is voted on."""
+
+    def __init__(self, database) -> None:
+        self.database, self.clock, self.rng = database, Clock(), random.Random(1)
+        make_arena(database, requests_per_hour=30)
+        self.arena = ArenaService(database, clock=self.clock)
+        self.queue = RequestQueue(database, worker="w", takeover_seconds=30, clock=self.clock)
+        self.votes = VoteService(database, secret="a secret for tests only", clock=self.clock)
+
+    def ask(self, session: uuid.UUID, text: str) -> uuid.UUID:
+        return self.arena.ask(session, text, rng=self.rng).id
+
+    def sing(self, session: uuid.UUID, text: str) -> uuid.UUID:
+        """The vote on what came of these words."""
+        self.ask(session, text)
+        held = self.queue.claim()
+        assert self.queue.finish(held, silent_clips(held))
+        pair = self.votes.next_assignment(session, rng=self.rng)
+        return self.votes.record_vote(session, VoteDraft(pair.id, f"key-{pair.id}", Outcome.A)).vote_id
+
+
+def test_typed_words_go_with_the_rater_unless_a_version_was_trained_on_their_clips_or_others_use_them(
+    any_database,  # noqa: F811
+):
+    typing = Typing(any_database)
+    ann = open_session(any_database, rater="ann")
+    with any_database.session() as s:
+        typed_prompt(s, "an organiser's words", split=Split.TRAIN, source="organiser")
+    for text in ("only mine", "sung and frozen", "an organiser's words", "ours"):
+        vote = typing.sing(ann, text)
+        if text == "sung and frozen":
+            frozen = vote
+    trained = typing.sing(ann, "sung and trained")
+    bob = open_session(any_database, rater="bob")
+    typing.sing(bob, "ours")
+    with any_database.session() as s:
+        _trained(s, "v2", "base", _snapshot(s, "used", [trained]))
+        _snapshot(s, "never used", [frozen])
+    waiting = typing.ask(ann, "not sung yet")
+    typing.clock.now += timedelta(seconds=1)
+    typing.ask(bob, "bob's own")
+    who = rater_of(any_database, "a secret for tests only", "ann")
+    done = withdraw(any_database, who, "the organiser")
+    assert (done.prompts_deleted, sorted(done.prompts_kept)) == (3, [(), ("v2",)])
+    assert done.about_prompts == (
+        "3 typed prompts deleted. 1 kept: their clips trained v2, which could not be retraced without. "
+        "1 kept: others use the same words."
+    )
+    with any_database.session(write=False) as s:
+        left = {row.text: row.source for row in s.scalars(sa.select(PromptRow))}
+        hashes = set(s.scalars(sa.select(PromptRow.sha256)))
+        assert "" not in {prompt.text for prompt in list_prompts(s)}  # nobody sings what is gone
+    assert left == {
+        "": "withdrawn", "an organiser's words": "organiser", "ours": "arena", "sung and trained": "arena",
+        "bob's own": "arena",
+    }  # fmt: skip
+    for gone in ("only mine", "sung and frozen", "not sung yet"):
+        assert hashlib.sha256(gone.encode()).hexdigest() not in hashes  # nor may a guess be tried against it
+    held = typing.queue.claim()
+    assert held.prompt_text == "bob's own" and held.id != waiting
+    again = withdraw(any_database, who, "the organiser")
+    assert (again.repeated, again.prompts_deleted, sorted(again.prompts_kept)) == (True, 0, [(), ("v2",)])
+    with any_database.session() as s:  # whoever types the same words later has a prompt of their own
+        assert typed_prompt(s, "only mine", split=Split.TRAIN, source="arena")
+    later = withdraw(any_database, rater_of(any_database, "a secret for tests only", "bob"), "the organiser")
+    assert (later.prompts_deleted, later.prompts_kept) == (2, ())  # nobody is left who typed "ours"
+
+
+def test_a_withdrawal_while_a_worker_sings_the_words_leaves_nothing_of_them(any_database):  # noqa: F811
+    typing = Typing(any_database)
+    ann = open_session(any_database, rater="ann")
+    typing.ask(ann, "only mine")
+    held = typing.queue.claim()
+    withdraw(any_database, rater_of(any_database, "a secret for tests only", "ann"), "the organiser")
+    assert not typing.queue.finish(held, silent_clips(held))
+    assert [tuple(row) for row in rows(any_database, "prompt", "text, source")] == [("", "withdrawn")]
+    assert [row[0] for row in rows(any_database, "generation_request", "state")] == ["failed"]
+
+
+def test_a_rater_who_typed_nothing_is_told_nothing_of_prompts(sqlite_database):  # noqa: F811
+    service = VoteService(sqlite_database, secret=SECRET)
+    assert withdraw(sqlite_database, service.enrol_rater("ann", kind=RaterKind.HUMAN), "o").about_prompts == ""

@@ -34,7 +34,7 @@ from alignment.db.tables import (
     VoteFlagRow,
     VoteTable,
 )
-from alignment.domain import Axis, BattleKind, Outcome, Side
+from alignment.domain import Axis, BattleKind, Outcome, RatingOutcome, Side
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StudyVote:
 
 @dataclass(frozen=True)
 class StudyRating:
-    """Absolute ratings of one clip by one rater. ``kind``: normal, reference or anchor."""
+    """Absolute ratings of one clip by one rater, or that they gave none. ``kind``: normal, reference or anchor."""
 
     rating_id: uuid.UUID
     session_id: uuid.UUID
@@ -105,6 +105,7 @@ class StudyRating:
     heard_seconds: float
     decision_ms: int | None
     created_at: datetime
+    outcome: RatingOutcome = RatingOutcome.RATED
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def study_votes(s: Session, study_id: uuid.UUID) -> list[StudyVote]:
 
 
 def study_ratings(s: Session, study_id: uuid.UUID) -> list[StudyRating]:
-    """Every absolute rating given in the study, in the order in which they were saved; withdrawn ones marked."""
+    """Every clip answered in the study, in the order of saving: withdrawn ones marked, and those without a rating."""
     query = (
         sa.select(
             ClipRatingRow, ListeningSessionRow.rater_id, RaterRow.cohort, RaterRow.background, RaterRow.status,
@@ -209,6 +210,7 @@ def study_ratings(s: Session, study_id: uuid.UUID) -> list[StudyRating]:
             withdrawn=status == "withdrawn", clip_id=row.clip_id, audio=audio, version=version, kind=kind or "normal",
             prompt_id=prompt, prompt_text=text, quality=row.quality, relevance=row.relevance, mos=row.mos,
             heard_seconds=row.heard_seconds, decision_ms=row.decision_ms, created_at=row.created_at,
+            outcome=row.outcome,
         )
         for row, rater, cohort, background, status, audio, version, kind, prompt, text in s.execute(query)
     ]  # fmt: skip

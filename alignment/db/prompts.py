@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from alignment.db.base import utcnow, uuid7
 from alignment.db.batches import batches
 from alignment.db.tables import PromptRow
+from alignment.db.typed_prompts import DELETED
 from alignment.domain import Prompt, Split
 from alignment.errors import DataError, NotFoundError
 
@@ -60,8 +61,8 @@ def add_prompts(s: Session, items: Sequence[tuple[str, str, Split, Mapping[str, 
 
 
 def list_prompts(s: Session, *, split: Split | None = None, source: str | None = None) -> list[Prompt]:
-    """The prompts of a split and a source, in the order in which they were added."""
-    query = sa.select(PromptRow).order_by(PromptRow.id)
+    """The prompts of a split and a source, in the order in which they were added; none whose words were taken back."""
+    query = sa.select(PromptRow).where(PromptRow.source != DELETED).order_by(PromptRow.id)
     if split is not None:
         query = query.where(PromptRow.split == split)
     if source is not None:

@@ -19,7 +19,7 @@ from alignment.db.tables import (
     RatingAssignmentRow,
     RatingItemRow,
 )
-from alignment.domain import RatingAssignment, RatingDraft
+from alignment.domain import RatingAssignment, RatingDraft, RatingOutcome
 from alignment.errors import DataError
 
 
@@ -50,7 +50,7 @@ class SavedRating:
     id: uuid.UUID
     session_id: uuid.UUID
     clip_id: uuid.UUID
-    answer: tuple[int | None, int | None, float | None]
+    answer: tuple[RatingOutcome, int | None, int | None, float | None]
     created_at: datetime
 
 
@@ -82,8 +82,8 @@ def list_items(s: Session, study_id: uuid.UUID) -> list[RatingItem]:
 
 
 def rated_often(s: Session, study_id: uuid.UUID) -> dict[uuid.UUID, int]:
-    """How many ratings each of the study's items has, 0 included, by item."""
-    count = sa.func.count(ClipRatingRow.id)
+    """How often each of the study's items was answered, 0 included, by item. Passing over counts here as it does for
+    pairs: otherwise a broken clip, which nobody rates, would be the least rated and come to everybody first."""
     mine = (
         sa.select(ClipRatingRow.id, ClipRatingRow.clip_id)
         .join(ListeningSessionRow, ClipRatingRow.session_id == ListeningSessionRow.id)
@@ -101,7 +101,7 @@ def rated_often(s: Session, study_id: uuid.UUID) -> dict[uuid.UUID, int]:
 
 
 def rated_by(s: Session, rater_id: uuid.UUID, study_id: uuid.UUID) -> set[uuid.UUID]:
-    """The clips of the study that the rater has rated, in whichever session."""
+    """The clips of the study that the rater has answered, in whichever session: rated, passed over or reported."""
     query = (
         sa.select(ClipRatingRow.clip_id)
         .join(ListeningSessionRow, ClipRatingRow.session_id == ListeningSessionRow.id)
@@ -192,7 +192,7 @@ def _saved(s: Session, condition: sa.ColumnElement[bool]) -> SavedRating | None:
     row = s.scalar(sa.select(ClipRatingRow).where(condition))
     if row is None:
         return None
-    answer = (row.quality, row.relevance, row.mos)
+    answer = (row.outcome, row.quality, row.relevance, row.mos)
     return SavedRating(row.id, row.session_id, row.clip_id, answer, row.created_at)
 
 
@@ -235,6 +235,7 @@ def insert_rating(
             created_at=now,
             heard_seconds=heard_seconds,
             decision_ms=draft.decision_ms,
+            outcome=RatingOutcome(draft.outcome),
         )
     )
     return new

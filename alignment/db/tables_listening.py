@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from alignment.db.base import Base, Created, Id, Name, Sha256, enum_text, one_of, refers
-from alignment.domain import Axis, BattleKind, Outcome, RaterKind, Side
+from alignment.domain import Axis, BattleKind, Outcome, RaterKind, RatingOutcome, Side
 
 RATER_STATUSES = ("active", "withdrawn", "blocked")
 STUDY_MODES = ("ab", "rating", "arena")
@@ -239,7 +239,7 @@ class VoteAxisRow(Base):
 
 
 class ClipRatingRow(Base):
-    """[append-only] Absolute ratings of one clip."""
+    """[append-only] Absolute ratings of one clip, or that it was passed over or reported as broken."""
 
     __tablename__ = "clip_rating"
     __table_args__ = (
@@ -247,6 +247,11 @@ class ClipRatingRow(Base):
         sa.CheckConstraint("quality BETWEEN 1 AND 100", name="quality"),
         sa.CheckConstraint("relevance BETWEEN 1 AND 100", name="relevance"),
         sa.CheckConstraint("mos BETWEEN 1 AND 5", name="mos"),
+        sa.CheckConstraint(
+            "outcome = 'RATED' OR "
+            "(outcome IN ('SKIP', 'FAULT') AND quality IS NULL AND relevance IS NULL AND mos IS NULL)",
+            name="outcome",
+        ),
     )
     id: Mapped[Id]
     session_id: Mapped[uuid.UUID] = refers("listening_session.id")
@@ -258,6 +263,7 @@ class ClipRatingRow(Base):
     created_at: Mapped[Created]
     heard_seconds: Mapped[float] = mapped_column(server_default="0.0")
     decision_ms: Mapped[int | None] = mapped_column(sa.BigInteger())
+    outcome: Mapped[RatingOutcome] = mapped_column(enum_text(RatingOutcome), server_default="RATED")
 
 
 class VoteCommentRow(Base):

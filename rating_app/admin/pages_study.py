@@ -130,8 +130,8 @@ def withdraw(request: Request, visitor: Signed, study_id: str, form: Checked) ->
     reached = ", ".join(done.versions_reached) or "no version"
     notice = (
         f"Rater {str(rater)[-8:]} is withdrawn: {done.comments_deleted} comments deleted, {done.votes} votes and "
-        f"{done.ratings} ratings stay out of everything new. They had reached {reached}."
-    )
+        f"{done.ratings} ratings stay out of everything new. They had reached {reached}. {done.about_prompts}"
+    ).rstrip()
     return _raters(request, visitor, study, notice=notice)
 
 

@@ -48,7 +48,13 @@ export class ArenaMode {
     this.longest = page.study.arena.longest_prompt;
     this.rated = 0;
     this.choose = null; // goes on after a failure: "again" or "other"
+    this.closed = new AbortController();
     this.build();
+  }
+
+  /** Hands the elements over to another ArenaMode: this one hears nothing of them any more. */
+  close() {
+    this.closed.abort();
   }
 
   // ---- one prompt after the other ----------------------------------------------------------------------------
@@ -234,18 +240,19 @@ export class ArenaMode {
 
   build() {
     const { page } = this;
+    const { signal } = this.closed;
     page.part("arena-examples").replaceChildren(
       ...EXAMPLES.filter((text) => text.length <= this.longest).map((text) =>
         make("button", { type: "button", textContent: text, onclick: () => (this.fill(text), page.part("arena-text").focus()) }),
       ),
     );
-    page.part("arena-form").addEventListener("submit", (event) => (event.preventDefault(), this.submit()));
-    page.part("arena-text").addEventListener("input", () => this.count());
+    page.part("arena-form").addEventListener("submit", (event) => (event.preventDefault(), this.submit()), { signal });
+    page.part("arena-text").addEventListener("input", () => this.count(), { signal });
     // Enter sends, as in every box of one thought; Shift and Enter begin a new line.
     page.part("arena-text").addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       this.submit();
-    });
+    }, { signal });
   }
 }

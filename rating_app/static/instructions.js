@@ -60,6 +60,6 @@ function forClips(study) {
     ["Listen", `Each clip comes alone. Hear it as often as you like. Headphones help.${least(study, "it")}`],
     ["Answer", `Say ${listed(study.scales.map((name) => SCALES[name]))}. Use the whole scale; two clips may well get the same answer.`],
     ["No right answer", "Some clips are better than others and nobody knows which: only your ears count."],
-    ["Keys", [key("Space"), " plays, ", key("←"), " ", key("→"), " move, ", key("Enter"), " saves, ", key("?"), " shows all."]],
+    ["Keys", [key("Space"), " plays, ", key("←"), " ", key("→"), " move, ", key("Enter"), " saves, ", key("S"), " skips, ", key("?"), " shows all."]],
   ];
 }

@@ -3,12 +3,14 @@
 const PREFIX = "attune.answer.v2.";
 const LONGEST_KEEPALIVE = 60_000; // browsers refuse more than 64 KiB of keepalive requests
 const REFUSALS = new Set([400, 401, 404, 409, 410, 413, 422]);
+const JUDGEMENTS = new Set([409, 410]); // what the rules of the study say of an answer; the same answer never fares better
 
 export class ApiError extends Error {
-  /** `status` 0: no answer came, or none of our own. */
-  constructor(message, status) {
+  /** `status` 0: no answer came, or none of our own; `reached` tells which. */
+  constructor(message, status, { reached = status > 0 } = {}) {
     super(message);
     this.status = status;
+    this.reached = reached;
   }
 
   /** True when the same request may succeed later; otherwise the server understood it and refused. */
@@ -36,7 +38,7 @@ export async function call(path, body, { session = null, keepalive = false } = {
   const answer = await response.json().catch(() => null);
   if (response.ok && answer !== null) return answer;
   // A page of a proxy or of a hotel's network is no answer of ours, whatever status it has.
-  if (typeof answer?.error !== "string") throw new ApiError("The server could not answer.", response.status >= 500 ? response.status : 0);
+  if (typeof answer?.error !== "string") throw new ApiError("The server could not answer.", response.status >= 500 ? response.status : 0, { reached: true });
   throw new ApiError(answer.error, response.status);
 }
 
@@ -45,14 +47,16 @@ export function randomKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Emits "saved" after a commit, "refused" when the server will not take an answer, "waiting" when it cannot be reached.
- *  Each answer has an entry of its own in localStorage: two tabs never overwrite each other's. */
+/** Emits "saved" after a commit, "refused" when the rules of the study say no, "waiting" when there is no connection or no
+ *  use of it yet, and "stuck" when this one answer alone could not be saved: it stays here, the others go on, and it is
+ *  sent again with the next answer and when the page is opened again. Each answer has an entry of its own in localStorage: two tabs never overwrite each other's. */
 export class Outbox extends EventTarget {
   constructor(storage = localStorage) {
     super();
     this.storage = storage;
     this.session = null;
     this.unkept = new Map(); // answers that localStorage would not take
+    this.stuckKeys = new Set();
     this.delay = 1000;
     this.timer = null;
     this.flushing = null;
@@ -77,6 +81,11 @@ export class Outbox extends EventTarget {
     return this.waiting.length === 0;
   }
 
+  /** Answers that could not be saved although the server was there. */
+  get stuck() {
+    return this.waiting.filter(({ body }) => this.stuckKeys.has(body.key));
+  }
+
   /** Pairs or items that have an answer on its way. */
   get held() {
     return this.waiting.map(({ body }) => body.pair ?? body.item).filter(Boolean);
@@ -96,6 +105,7 @@ export class Outbox extends EventTarget {
 
   remove({ body }) {
     this.unkept.delete(body.key);
+    this.stuckKeys.delete(body.key);
     this.storage.removeItem(PREFIX + body.key);
   }
 
@@ -104,27 +114,48 @@ export class Outbox extends EventTarget {
     return this.flushing;
   }
 
+  /** Every answer is tried once, the oldest first. One that cannot be saved does not hold up those after it. */
   async send() {
     clearTimeout(this.timer);
-    for (let [entry] = this.waiting; entry; [entry] = this.waiting) {
+    const tried = new Set();
+    const failed = [];
+    let saved = false;
+    const next = () => this.waiting.find(({ body }) => !tried.has(body.key));
+    for (let entry = next(); entry; entry = next()) {
+      tried.add(entry.body.key);
       try {
         const receipt = await call(entry.path, entry.body, { session: entry.session, keepalive: true });
-        if (receipt.saved !== true) throw new ApiError("The server could not answer.", 0);
+        if (receipt.saved !== true) throw new ApiError("The server could not answer.", 0, { reached: true });
         this.remove(entry);
-        this.delay = 1000;
+        saved = true;
         this.dispatchEvent(new CustomEvent("saved", { detail: { ...entry, receipt } }));
       } catch (error) {
         if (!(error instanceof ApiError)) throw error;
-        if (!error.passing) {
+        if (JUDGEMENTS.has(error.status)) {
           this.remove(entry);
           this.dispatchEvent(new CustomEvent("refused", { detail: { ...entry, error } }));
           continue;
         }
-        this.timer = setTimeout(() => this.flush(), this.delay);
-        this.delay = Math.min(30000, this.delay * 2);
-        this.dispatchEvent(new CustomEvent("waiting", { detail: { ...entry, error } }));
-        return;
+        failed.push({ ...entry, error });
+        if (!error.reached || error.status === 429) break; // no connection, or too much of it: no other would fare better
       }
     }
+    this.after(failed, saved);
+  }
+
+  after(failed, saved) {
+    if (saved) this.delay = 1000;
+    let again = false;
+    for (const entry of failed) {
+      const { error, body } = entry;
+      // The server is there for others, or has read this answer and can make nothing of it.
+      if (error.reached && error.status !== 429 && (saved || !error.passing)) this.stuckKeys.add(body.key);
+      const stuck = this.stuckKeys.has(body.key);
+      again ||= !stuck;
+      this.dispatchEvent(new CustomEvent(stuck ? "stuck" : "waiting", { detail: { ...entry, saved } }));
+    }
+    if (!again) return;
+    this.timer = setTimeout(() => this.flush(), this.delay);
+    this.delay = Math.min(30000, this.delay * 2);
   }
 }

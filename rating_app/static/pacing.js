@@ -104,7 +104,8 @@ export class Pacing {
 
   summary(told) {
     const { page } = this;
-    const waiting = page.outbox.held.length;
+    const { waiting: kept, stuck } = page.outbox;
+    const waiting = kept.length - stuck.length;
     const one = this.what === "clips" ? "clip" : "pair";
     const figures = told
       ? [
@@ -128,7 +129,9 @@ export class Pacing {
           ? told.available
             ? "You have not rated anything yet."
             : "There is nothing to rate in this study at the moment."
-          : "Every answer is saved. You can close this page.";
+          : stuck.length
+            ? "Every other answer is saved. Open this page again later to send what is left."
+            : "Every answer is saved. You can close this page.";
     page.part("withdraw").hidden = !told?.code;
     page.part("code").textContent = told?.code ?? "";
     page.root.querySelector('[data-do="again"]').hidden = !told?.available;
@@ -137,6 +140,7 @@ export class Pacing {
 
   async again() {
     const { page } = this;
+    page.mode?.close?.(); // its elements are the next one's
     page.mode = null;
     page.progress = null;
     try {

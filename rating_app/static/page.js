@@ -9,6 +9,7 @@
 //   async begin()   shows the first thing to do; page.fail() shows what it throws, and "Try again" calls it once more
 //   act(name)       optional: a click on [data-do=name] or its key, while this mode's section is shown
 //   key(event)      optional: a keydown that the page itself did not use; true = used
+//   close()         optional: called before another mode is made on the same elements; none of its listeners may act on
 //   frame()         optional: called once per screen frame while the player plays, and after page.touch()
 //
 // What the page offers (everything else in this class is its own business):
@@ -151,6 +152,14 @@ export class Page {
     status.dataset.kind = kind;
   }
 
+  /** Answers that could not be saved are told for as long as they lie here. */
+  showStuck() {
+    const many = this.outbox.stuck.length;
+    const what = this.study?.mode === "rating" ? "rating" : "vote";
+    this.part("stuck").hidden = many === 0;
+    this.part("stuck").textContent = many === 1 ? `1 ${what} could not be saved; it stays on this device.` : many ? `${many} ${what}s could not be saved; they stay on this device.` : "";
+  }
+
   /** Something that no new attempt changes: a closed study, an invitation that is used up. */
   notice(sentence) {
     this.part("notice").textContent = sentence;
@@ -268,7 +277,13 @@ export class Page {
     new ResizeObserver(() => this.touch()).observe(this.root);
     // Screen frames stop in a hidden tab; listening there still counts.
     setInterval(() => this.abplayer?.count(), 250);
-    this.outbox.addEventListener("saved", () => this.outbox.empty && this.say("Saved", "saved"));
+    this.outbox.addEventListener("saved", () => this.outbox.waiting.length === this.outbox.stuck.length && this.say("Saved", "saved"));
+    this.outbox.addEventListener("saved", () => this.showStuck());
+    this.outbox.addEventListener("stuck", ({ detail }) => {
+      this.showStuck();
+      // Those that were sent along are saved, and no other event says so: one is still left.
+      if (this.part("status").dataset.kind === "busy") this.say(detail.saved ? "Saved" : "", detail.saved ? "saved" : "");
+    });
     this.outbox.addEventListener("waiting", () =>
       this.say("Not saved yet: the server cannot be reached. Your answer is kept on this device and sent again.", "waiting"),
     );

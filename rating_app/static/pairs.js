@@ -16,6 +16,7 @@ const LETTER = { left: "A", right: "B" };
 const SEEK_SECONDS = 0.5;
 const BROKEN_AFTER_SECONDS = 0.5; // of the clip that is said to be broken
 const COMMIT_PATIENCE_MS = 20_000;
+const OUTCOMES = ["saved", "refused", "waiting", "stuck"]; // of sending an answer
 
 export class PairMode {
   constructor(page) {
@@ -190,10 +191,10 @@ export class PairMode {
       const timer = setTimeout(() => finish(false), COMMIT_PATIENCE_MS);
       const finish = (saved) => {
         clearTimeout(timer);
-        for (const type of ["saved", "refused", "waiting"]) outbox.removeEventListener(type, done);
+        for (const type of OUTCOMES) outbox.removeEventListener(type, done);
         resolve(saved);
       };
-      for (const type of ["saved", "refused", "waiting"]) outbox.addEventListener(type, done);
+      for (const type of OUTCOMES) outbox.addEventListener(type, done);
     });
   }
 

@@ -8,13 +8,14 @@ import { Scales } from "./scales.js";
 import { commonScale, drawWaveform } from "./waveform.js";
 
 const SEEK_SECONDS = 0.5;
-const KEYS = { " ": "play", Enter: "submit", ArrowLeft: "back", ArrowRight: "forward", Home: "home", l: "loop" };
+const KEYS = { " ": "play", Enter: "submit", ArrowLeft: "back", ArrowRight: "forward", Home: "home", Escape: "escape", l: "loop", s: "skip", f: "trouble" };
 const HELP = [
   ["Space", "play or pause"],
   ["← →", "half a second back, forward"],
   ["Home", "to the beginning"],
   ["L", "loop on or off"],
   ["Tab", "to the scales; digits type a number"],
+  ["S F", "skip, something is wrong"],
   ["Enter", "save the rating"],
 ];
 const HTML = `
@@ -41,6 +42,14 @@ const HTML = `
     <div class="at-send">
       <button type="submit" class="at-primary" data-at="rating-submit" aria-describedby="at-rating-hint" disabled>Save rating</button>
       <p class="at-hint" id="at-rating-hint" data-at="rating-hint"></p>
+      <span class="at-others">
+        <button type="button" class="at-quiet" data-do="skip" aria-keyshortcuts="S">Skip</button>
+        <button type="button" class="at-quiet" data-do="trouble" aria-keyshortcuts="F" aria-expanded="false"
+                aria-controls="at-rating-trouble">Something is wrong</button>
+      </span>
+    </div>
+    <div class="at-trouble" id="at-rating-trouble" data-at="rating-trouble" role="group" aria-label="What is wrong with the audio?" hidden>
+      <button type="button" data-do="fault"><b>It is broken, or I cannot hear it properly</b><small>no rating; the clip is reported</small></button>
     </div>
   </form>
   <div class="at-after" data-at="rating-after" hidden>
@@ -55,6 +64,7 @@ export class RatingMode {
     this.item = null; // { info, buffer, scale } on the page and open for an answer
     this.ahead = new Ahead(page, "item", { current: () => this.item, load: (info) => this.load(info) });
     this.practising = false;
+    this.closed = new AbortController();
     this.drafts = new Drafts();
     this.section = page.section("rating", HTML);
     this.section.setAttribute("aria-labelledby", "at-rating-label");
@@ -91,8 +101,14 @@ export class RatingMode {
       page.mode = usual;
       this.practising = false;
       delete page.root.dataset.practice;
-      this.leave();
+      this.close();
     }
+  }
+
+  /** Hands the elements over to another RatingMode: this one hears nothing of them any more. */
+  close() {
+    this.leave();
+    this.closed.abort();
   }
 
   leave() {
@@ -120,6 +136,7 @@ export class RatingMode {
     page.part("rating-prompt").textContent = item.info.prompt;
     page.part("rating-after").hidden = true;
     page.part("rating-form").hidden = false;
+    this.openTrouble(false);
     this.scales.clear();
     page.player.setClips(item.buffer);
     const draft = this.practising ? null : this.drafts.read(item.info.id);
@@ -149,20 +166,22 @@ export class RatingMode {
     return this.scales.missing;
   }
 
-  /** Sends the rating and goes on. A second click finds nothing to rate. */
-  async submit() {
+  /** Sends the rating, or with SKIP and FAULT that there is none, and goes on. A second click finds nothing to rate. */
+  async submit(outcome = "RATED") {
     const { item, page, resolve } = this;
-    if (!item || this.obstacle()) return;
+    const full = outcome === "RATED";
+    if (!item || (full && this.obstacle())) return;
     this.item = null;
     page.player.pause();
     if (this.practising) {
-      await this.teach(item.info.lesson);
+      if (full) await this.teach(item.info.lesson);
       return resolve();
     }
     const body = {
       item: item.info.id,
       key: this.key_,
-      ...this.scales.answers,
+      outcome,
+      ...(full ? this.scales.answers : {}),
       heard: page.player.heardSeconds("left"),
       decision_ms: Math.round(performance.now() - this.shownAt),
     };
@@ -220,6 +239,15 @@ export class RatingMode {
     if (page.part("rating-hint").textContent !== obstacle) page.part("rating-hint").textContent = obstacle;
   }
 
+  openTrouble(open) {
+    const box = this.page.part("rating-trouble");
+    box.hidden = !open;
+    this.section.querySelector('[data-do="trouble"]').setAttribute("aria-expanded", String(open));
+    if (!open) return;
+    this.cameFrom = document.activeElement;
+    box.querySelector("button").focus();
+  }
+
   /** The help's own keys instead of the A/B page's. */
   showKeys() {
     this.page.part("help").querySelector("dl").replaceChildren(
@@ -237,6 +265,10 @@ export class RatingMode {
     if (name === "back" || name === "forward") return player.seek(player.position + (name === "back" ? -1 : 1) * SEEK_SECONDS);
     if (name === "home") return player.seek(0);
     if (name === "submit") return this.submit();
+    if (name === "skip" || name === "fault") return this.submit(name.toUpperCase());
+    const trouble = this.page.part("rating-trouble");
+    if (name === "trouble") return this.openTrouble(trouble.hidden);
+    if (name === "escape" && !trouble.hidden) return this.openTrouble(false), this.cameFrom?.focus({ preventScroll: true });
   }
 
   key(event) {
@@ -263,26 +295,28 @@ export class RatingMode {
     if (this.watched === player) return;
     this.watched = player;
     const mine = (act) => () => this.page.root.dataset.phase === "rating" && act();
-    player.addEventListener("change", mine(() => this.showState()));
-    player.addEventListener("heard", mine(() => this.page.touch()));
-    player.addEventListener("log", mine(() => this.keep()));
+    const { signal } = this.closed;
+    player.addEventListener("change", mine(() => this.showState()), { signal });
+    player.addEventListener("heard", mine(() => this.page.touch()), { signal });
+    player.addEventListener("log", mine(() => this.keep()), { signal });
   }
 
   listen() {
     const { page, wave } = this;
-    page.part("rating-form").addEventListener("submit", (event) => (event.preventDefault(), this.submit()));
+    const { signal } = this.closed;
+    page.part("rating-form").addEventListener("submit", (event) => (event.preventDefault(), this.submit()), { signal });
     this.scales.addEventListener("change", () => (this.keep(), page.touch()));
     wave.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !this.item) return;
       event.preventDefault();
       wave.setPointerCapture(event.pointerId);
       this.seekFrom(event);
-    });
-    wave.addEventListener("pointermove", (event) => wave.hasPointerCapture(event.pointerId) && this.seekFrom(event));
+    }, { signal });
+    wave.addEventListener("pointermove", (event) => wave.hasPointerCapture(event.pointerId) && this.seekFrom(event), { signal });
     // A click with the mouse leaves the focus where it is, so that Space goes on playing and pausing.
-    this.section.querySelector(".at-single").addEventListener("pointerdown", (event) => event.target.closest("button") && event.preventDefault());
-    window.addEventListener("pagehide", () => this.keep());
-    for (const type of ["saved", "refused"]) page.outbox.addEventListener(type, ({ detail }) => detail.body.item && this.drafts.settle(detail.body.item));
+    this.section.querySelector(".at-single").addEventListener("pointerdown", (event) => event.target.closest("button") && event.preventDefault(), { signal });
+    window.addEventListener("pagehide", () => this.keep(), { signal });
+    for (const type of ["saved", "refused"]) page.outbox.addEventListener(type, ({ detail }) => detail.body.item && this.drafts.settle(detail.body.item), { signal });
     page.tabs.addEventListener("rated", ({ detail }) => {
       this.ahead.answeredElsewhere.add(detail.item);
       if (this.item?.info.id !== detail.item) return;
@@ -290,6 +324,6 @@ export class RatingMode {
       page.player.pause();
       page.say("You rated that clip in another tab; this is the next one.");
       this.resolve();
-    });
+    }, { signal });
   }
 }
