@@ -140,7 +140,8 @@ def sequential_test(
     return Sequential(
         unit=Unit(unit), size=size, value=float(placed.mean()) if len(placed) else 0.5, low=low, high=high,
         n=len(placed), votes=len(credits), votes_used=len(placed) * size,
-        e_value=math.exp(min(up.max(initial=0.0), _MOST)), against_candidate=math.exp(min(down.max(initial=0.0), _MOST)),
+        e_value=math.exp(min(up.max(initial=0.0), _MOST)),
+        against_candidate=math.exp(min(down.max(initial=0.0), _MOST)),
         alpha=alpha, confidence=confidence, crossed_at=int(crossed[0]) + 1 if better else None,
     )  # fmt: skip
 
