@@ -124,17 +124,23 @@ def against_choix(votes: VoteArrays, repeats: int) -> dict[str, Any] | None:
 
 def sql_load(votes: int, versions: int) -> dict[str, Any]:
     """Seconds to read that many votes from a fresh SQLite file into arrays, and to write them for it."""
+    from alignment.db.engine import open_database
+    from alignment.db.leaderboards import Slice, load_columns
     from scripts.vote_rows import filled_database
 
-    from alignment.db.engine import open_database
-    from alignment.db.leaderboards import Slice, load_votes
+    def load(database: Any) -> VoteArrays:
+        with database.session(write=False) as s:
+            c = load_columns(s, Slice(), simulated=True)
+        return VoteArrays.from_labels(c.left, c.right, c.outcome, c.rater, c.prompt, c.names)
 
     with tempfile.TemporaryDirectory(prefix="attune-bench-") as folder:
         url = f"sqlite:///{Path(folder) / 'attune.db'}"
-        made, _ = timed(lambda: filled_database(url, draw_votes(votes, versions, raters=200, prompts=2000, seed=1)))
-        with open_database(url).session(write=False) as s:
-            seconds, found = timed(lambda: load_votes(s, Slice(), simulated=True))
-    return {"votes": len(found.votes), "seconds": seconds, "seconds_to_write_them": made, "database": "SQLite"}
+        given = draw_votes(votes, versions, raters=200, prompts=2000, seed=1)
+        made, _ = timed(lambda: filled_database(url, given))
+        database = open_database(url)
+        seconds, found = timed(lambda: load(database))
+        database.close()
+    return {"votes": len(found), "seconds": seconds, "seconds_to_write_them": made, "database": "SQLite"}
 
 
 def machine() -> str:
@@ -208,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=_count, default=5_000)
     parser.add_argument("--rounds", type=_count, default=200, help="of bootstrap, at least 100")
     parser.add_argument("--repeats", type=_count, default=3, help="the fastest counts")
-    parser.add_argument("--sql-votes", type=_count, default=1_000_000, help="votes to load from SQL; 0 leaves it out")
+    parser.add_argument("--sql-votes", type=_count, default=200_000, help="votes to load from SQL; 0 leaves it out")
     parser.add_argument("--seed", type=_count, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args(arguments)

@@ -175,7 +175,7 @@ def load_columns(s: Session, chosen: Slice, *, simulated: bool) -> VoteColumns:
     present = set(columns[1]) | set(columns[2])
     return VoteColumns(
         *columns, names={id_: names[id_] for id_ in present},
-        simulated_versions=tuple(sorted(name for id_, name, _, trained in versions if trained and _key(id_) in present)),
+        simulated_versions=tuple(sorted(name for id_, name, _, by in versions if by and _key(id_) in present)),
     )  # fmt: skip
 
 
@@ -198,7 +198,7 @@ class RecordedEntry:
 
 @dataclass(frozen=True)
 class RecordedLeaderboard:
-    """One fit of ratings as recorded, best first; ``ties`` of its entries hold both-bad votes where the rule says so."""
+    """One fit of ratings as recorded, best first; its entries' ``ties`` hold both-bad votes where the rule is tie."""
 
     id: uuid.UUID
     method: str

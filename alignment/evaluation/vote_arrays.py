@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,4 +80,22 @@ class VoteArrays:
             outcome=np.array([OUTCOME_CODES[c.outcome] for c in kept], dtype=np.int8),
             rater=label_codes([c.rater_id for c in kept]),
             prompt=label_codes([c.prompt_id for c in kept]),
+        )
+
+    @classmethod
+    def from_labels(
+        cls, left: Sequence[str], right: Sequence[str], outcome: Sequence[Outcome], rater: Sequence[str],
+        prompt: Sequence[str], names: Mapping[str, str],
+    ) -> VoteArrays:  # fmt: skip
+        """The votes of columns that hold ids and outcomes that count; ``names`` has each version's name by its id.
+        Versions are in alphabetical order."""
+        by_name = sorted(names, key=lambda id_: names[id_])
+        position = {id_: i for i, id_ in enumerate(by_name)}
+        return cls(
+            versions=tuple(names[id_] for id_ in by_name),
+            left=np.fromiter((position[id_] for id_ in left), np.int64, len(left)),
+            right=np.fromiter((position[id_] for id_ in right), np.int64, len(right)),
+            outcome=np.fromiter((OUTCOME_CODES[o] for o in outcome), np.int8, len(outcome)),
+            rater=label_codes(rater),
+            prompt=label_codes(prompt),
         )
