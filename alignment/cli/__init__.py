@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import account, circle, database, demo, models, serve, study, worker
+from alignment.cli import account, circle, database, demo, leaderboard, models, serve, study, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -34,6 +34,7 @@ app.command("snapshot")(circle.snapshot)
 app.add_typer(models.reward, name="reward")
 app.add_typer(models.align, name="align")
 app.command("compare")(circle.compare)
+app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)

@@ -69,9 +69,9 @@ class VoteColumns:
         return len(self.outcome)
 
 
-def _text(column: Any) -> Any:
+def _text(column: Any, name: str) -> Any:
     """An id as the driver has it: to make a UUID of each of a million would take longer than to read them."""
-    return sa.type_coerce(column, sa.String)
+    return sa.type_coerce(column, sa.String).label(name)
 
 
 def _key(value: Any) -> str:
@@ -111,7 +111,7 @@ def _tagged(s: Session, tag: str) -> set[str]:
     name, equals, value = tag.partition("=")
     found = set()
     known: set[str] = set()
-    for prompt, tags in s.execute(sa.select(_text(PromptRow.id), PromptRow.tags)):
+    for prompt, tags in s.execute(sa.select(_text(PromptRow.id, "prompt"), PromptRow.tags)):
         known |= {f"{k}={v}" for k, v in tags.items()}
         if (str(tags.get(name)) == value) if equals else (tag in map(str, tags.values())):
             found.add(_key(prompt))
@@ -122,7 +122,7 @@ def _tagged(s: Session, tag: str) -> set[str]:
 
 
 def _cohort(s: Session, cohort: str) -> set[str]:
-    rows = s.execute(sa.select(_text(RaterRow.id), RaterRow.cohort).where(RaterRow.cohort.is_not(None))).all()
+    rows = s.execute(sa.select(_text(RaterRow.id, "rater"), RaterRow.cohort).where(RaterRow.cohort.is_not(None))).all()
     found = {_key(rater) for rater, own in rows if cohort == own or cohort in (part.strip() for part in own.split(","))}
     if not found:
         known = sorted({own for _, own in rows})
@@ -138,14 +138,17 @@ def load_columns(s: Session, chosen: Slice, *, simulated: bool) -> VoteColumns:
     withdrew. Raises NotFoundError on a study, tag or cohort that does not exist."""
     prompts = _tagged(s, chosen.tag) if chosen.tag else None
     raters = _cohort(s, chosen.cohort) if chosen.cohort else None
-    versions = s.execute(sa.select(_text(VersionRow.id), VersionRow.name, VersionRow.base, VersionRow.simulated)).all()
+    versions = s.execute(
+        sa.select(_text(VersionRow.id, "version"), VersionRow.name, VersionRow.base, VersionRow.simulated)
+    ).all()
     names = {_key(id_): name for id_, name, base, _ in versions if base != ANCHOR_BASE}
     one, two, later = aliased(ClipRow), aliased(ClipRow), aliased(VoteTable)
     query = (
         _joined(
             sa.select(
-                sa.type_coerce(VoteTable.outcome, sa.String), AssignmentRow.left_is_clip_1, _text(one.version_id),
-                _text(two.version_id), _text(ListeningSessionRow.rater_id), _text(BattleRow.prompt_id),
+                _text(VoteTable.outcome, "outcome"), AssignmentRow.left_is_clip_1, _text(one.version_id, "version_1"),
+                _text(two.version_id, "version_2"), _text(ListeningSessionRow.rater_id, "rater"),
+                _text(BattleRow.prompt_id, "prompt"),
             )
         )
         .join(one, BattleRow.clip_1_id == one.id)
@@ -161,7 +164,8 @@ def load_columns(s: Session, chosen: Slice, *, simulated: bool) -> VoteColumns:
     )  # fmt: skip
     columns: tuple[list[Any], ...] = ([], [], [], [], [])
     said = {outcome.value: outcome for outcome in Outcome}
-    for part in s.execute(query, execution_options={"yield_per": _FETCHED}).partitions():
+    rows = s.connection().execute(query, execution_options={"yield_per": _FETCHED})
+    for part in rows.partitions():
         for outcome, first_left, version_1, version_2, rater, prompt in part:
             if not isinstance(version_1, str):
                 version_1, version_2, rater, prompt = _key(version_1), _key(version_2), _key(rater), _key(prompt)
