@@ -23,8 +23,8 @@ GLOSSARY = (
     (
         "Interval",
         "two-way clustered bootstrap: votes of one rater, and votes on one prompt, are not independent, so whole "
-        "raters and whole prompts are resampled (Cameron, Gelbach and Miller 2011). Each bounds its own version's rating; two "
-        "that overlap may still be told apart.",
+        "raters and whole prompts are resampled (Cameron, Gelbach and Miller 2011). Each bounds its own version's "
+        "rating; two that overlap may still be told apart.",
     ),
     (
         "Rank",
@@ -60,7 +60,7 @@ def render_leaderboard(board: Leaderboard, *, simulated_versions: Collection[str
     page = Template((TEMPLATES / "leaderboard.html").read_text(encoding="utf-8"))
     style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "leaderboard.css"))
     return page.substitute(
-        style=style, created=escape(board.made_at.isoformat(timespec="minutes")), banner=_banner(board),
+        style=style, created=f"{board.made_at:%Y-%m-%d %H:%M} UTC", banner=_banner(board),
         body="\n".join(part for part in body if part),
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def _head(board: Leaderboard) -> str:
 
 def _domain(entries: tuple[Entry, ...]) -> tuple[float, float]:
     edges = [x for e in entries for x in (e.rating.elo.low, e.rating.elo.high) if math.isfinite(x)]
-    ticks = plots.nice_ticks(min(edges, default=900.0), max(edges, default=1100.0))
+    ticks = plots.nice_ticks(min([950.0, *edges]), max([1050.0, *edges]), 6)
     return ticks[0], ticks[-1]
 
 
@@ -183,16 +183,17 @@ def _neighbours(board: Leaderboard) -> str:
     if not board.gaps:
         return ""
     rows = "".join(
-        f'<tr><th scope="row">{escape(g.better)} over {escape(g.worse)}</th><td>{g.share:.1%}</td>'
-        f"<td>{g.design_effect:.1f}</td><td>{'separated' if g.difference.low > 0 else _more(g.more)}</td></tr>"
+        f'<tr><th scope="row">{escape(g.better)} over {escape(g.worse)}</th>'
+        f"<td>{'separated' if g.difference.low > 0 else _more(g.more)}</td><td>{g.share:.1%}</td>"
+        f"<td>{g.design_effect:.1f}</td></tr>"
         for g in board.gaps
     )
     return (
         f'<section id="neighbours"><h2><span>Telling neighbours apart</span>{_badge(board)}</h2>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Neighbours"><table><thead><tr>'
-        '<th scope="col">Neighbours</th><th scope="col">Decisive votes won</th><th scope="col">Design effect</th>'
-        '<th scope="col">More decisive votes, '
-        f"{board.gaps[0].power:.0%} power</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
+        '<th scope="col">Neighbours</th><th scope="col">More decisive votes, '
+        f'{board.gaps[0].power:.0%} power</th><th scope="col">Expected share won</th>'
+        f'<th scope="col">Design effect</th></tr></thead><tbody>{rows}</tbody></table></div></section>'
     )
 
 
