@@ -58,7 +58,7 @@ class Evidence:
     """What is known of a candidate. The sequential tests are its win rates over the champion and over the fixed base;
     where the champion is the base, ``base`` is its name and one test does for both. ``axes`` are mean steps by which
     it is better, ``metrics`` the automatic figures, ``reward`` how far it scores above the champion with the reward
-    model that it was trained on. None, or a name that is missing, is not known yet. ``simulated``: programs gave the votes."""
+    model that it was trained on. None, or a name that is missing, is not known yet. ``simulated``: programs voted."""
 
     candidate: str
     champion: str
