@@ -8,7 +8,20 @@ import sys
 
 import typer
 
-from alignment.cli import account, align, circle, database, demo, models, reproduce, reward, serve, study, worker
+from alignment.cli import (
+    account,
+    align,
+    circle,
+    database,
+    demo,
+    leaderboard,
+    models,
+    reproduce,
+    reward,
+    serve,
+    study,
+    worker,
+)
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -35,6 +48,7 @@ models.reward.command("card")(reward.card)
 app.add_typer(models.reward, name="reward")
 app.add_typer(align.align, name="align")
 app.command("compare")(circle.compare)
+app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(models.versions, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)

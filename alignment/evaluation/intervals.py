@@ -25,8 +25,6 @@ from scipy import sparse, stats
 
 from alignment.errors import DataError
 
-Features = np.ndarray | sparse.csr_array
-
 _CHUNK_CELLS = 4_000_000  # weights held at once: about 64 MB
 
 
@@ -48,20 +46,45 @@ def label_codes(labels: Sequence[Hashable]) -> np.ndarray:
     return np.array([positions.setdefault(label, len(positions)) for label in labels], dtype=np.int64)
 
 
-def resample_totals(features: Features, clusters: np.ndarray, rounds: int, rng: np.random.Generator) -> np.ndarray:
-    """(rounds, M) column totals of ``features`` (n, M) when whole clusters (n,) are drawn with replacement."""
+def integer_codes(labels: np.ndarray) -> np.ndarray:
+    """(n,) int64: ``label_codes`` of integers (n,), without a step of Python for each."""
+    _, first, codes = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[codes]
+
+
+def resample_totals(features: np.ndarray, clusters: np.ndarray, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """(rounds, M) column totals of ``features`` when whole clusters (n,) are drawn with replacement.
+
+    features (n, M), or (n,) integers: the one column of M that a row adds 1 to."""
     count = int(clusters.max()) + 1
-    membership = sparse.csr_array((np.ones(len(clusters)), (clusters, np.arange(len(clusters)))))
-    per_cluster = membership @ features  # (G, M)
-    if sparse.issparse(per_cluster):
-        per_cluster = per_cluster.toarray()
-    chunk = max(1, _CHUNK_CELLS // count)
-    totals = np.empty((rounds, per_cluster.shape[1]))
+    if features.ndim == 1:
+        shared, alone = _by_cluster(features, clusters)
+    else:
+        membership = sparse.csr_array((np.ones(len(clusters)), (clusters, np.arange(len(clusters)))))
+        shared, alone = membership @ features, np.zeros(0)  # (G, M)
+    chances = np.concatenate([alone / count, np.full(shared.shape[0], 1.0 / count)])
+    chunk = max(1, _CHUNK_CELLS // len(chances))
+    totals = np.empty((rounds, shared.shape[1]))
     for start in range(0, rounds, chunk):
         size = min(chunk, rounds - start)
-        weights = rng.multinomial(count, np.full(count, 1.0 / count), size=size)  # (size, G)
-        totals[start : start + size] = weights @ per_cluster
+        weights = rng.multinomial(count, chances, size=size)  # (size, columns + G)
+        totals[start : start + size] = (shared.T @ weights[:, len(alone) :].T).T
+        if len(alone):
+            totals[start : start + size] += weights[:, : len(alone)]
     return totals
+
+
+def _by_cluster(columns: np.ndarray, clusters: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
+    """Counts (G', M) of each cluster of two rows or more, and (M,) how many clusters hold one row in each column.
+
+    Clusters of one row in the same column are alike: how often any of them is drawn is all that counts, so a million
+    votes in a million clusters are drawn as M numbers and not as a million."""
+    width = int(columns.max()) + 1
+    single = np.bincount(clusters)[clusters] == 1
+    rows = integer_codes(clusters[~single])
+    shape = (int(rows.max()) + 1 if len(rows) else 0, width)
+    shared = sparse.coo_array((np.ones(len(rows)), (rows, columns[~single])), shape=shape).tocsr()
+    return shared, np.bincount(columns[single], minlength=width).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -84,14 +107,14 @@ class TwoWayDraws:
         """Smaller number of clusters less one, of the dimensions that have two or more."""
         return max(1, min((g for g in (self.raters, self.prompts) if g > 1), default=self.cells) - 1)
 
-    def _spread(self, values: np.ndarray) -> float:
+    def _spread(self, values: np.ndarray) -> np.ndarray:
         if not self.robust:
-            return float(np.var(values))
-        low, high = np.percentile(values, [5, 95])
+            return np.var(values, axis=0)
+        low, high = np.percentile(values, [5, 95], axis=0)
         return ((high - low) / (2 * 1.6448536269514722)) ** 2  # a normal's 95th percentile
 
-    def variance(self, direction: np.ndarray) -> float:
-        """Two-way variance of the linear combination ``direction`` (D,) of the estimates, never negative."""
+    def variances(self, directions: np.ndarray) -> np.ndarray:
+        """(K,) two-way variances of the linear combinations ``directions`` (K, D) of the estimates, never negative."""
         parts = {}
         for name, draws, count in (
             ("rater", self.by_rater, self.raters),
@@ -100,14 +123,18 @@ class TwoWayDraws:
         ):
             if draws is not None and count > 1:
                 # Drawing G of G clusters loses one degree of freedom: G / (G - 1) gives it back.
-                parts[name] = self._spread(draws @ direction) * count / (count - 1)
+                parts[name] = self._spread(draws @ directions.T) * count / (count - 1)
         if "rater" in parts and "prompt" in parts:
-            return max(parts["rater"] + parts["prompt"] - parts["cell"], *parts.values())
-        return max(parts.values(), default=0.0)
+            parts["both"] = parts["rater"] + parts["prompt"] - parts["cell"]
+        return np.max([np.zeros(len(directions)), *parts.values()], axis=0)
+
+    def variance(self, direction: np.ndarray) -> float:
+        """Two-way variance of the linear combination ``direction`` (D,) of the estimates, never negative."""
+        return float(self.variances(direction[None])[0])
 
 
 def two_way_draws(
-    features: Features,
+    features: np.ndarray,
     raters: np.ndarray,
     prompts: np.ndarray,
     estimate: Callable[[np.ndarray], np.ndarray],
@@ -118,13 +145,13 @@ def two_way_draws(
 ) -> TwoWayDraws:
     """Bootstrap draws of ``estimate``, which maps column totals (rounds, M) to estimates (rounds, D).
 
-    features (n, M); raters and prompts (n,) int codes. With one rater (or one prompt) that dimension cannot be
-    resampled: its draws are None and the interval speaks for this rater (prompt) alone.
-    With one of both, single votes are resampled.
+    features as in ``resample_totals``; raters and prompts (n,) int codes. With one rater (or one prompt) that
+    dimension cannot be resampled: its draws are None and the interval speaks for this rater (prompt) alone. With one
+    of both, single votes are resampled.
     """
     rng = np.random.default_rng(seed)
     rater_count, prompt_count = int(raters.max()) + 1, int(prompts.max()) + 1
-    cells = label_codes((raters * prompt_count + prompts).tolist())
+    cells = integer_codes(raters * prompt_count + prompts)
     if int(cells.max()) == 0:
         cells = np.arange(len(raters))
 
