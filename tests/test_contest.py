@@ -99,9 +99,9 @@ def test_judge_reward_is_the_panels_mean_utility_and_hears_no_clip_twice(sqlite_
 
 
 def test_best_of_n_chooses_from_the_first_n_of_one_pool_and_only_the_largest_meets_the_base(
-    sqlite_database,
+    sqlite_database,  # noqa: F811
     tmp_path,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     panel, filled = hall(sqlite_database, tmp_path, 2, {"base": 0.4, "tuned": 0.9})
     base, tuned = sides(filled)

@@ -80,9 +80,9 @@ def test_a_version_or_reward_model_that_simulated_votes_trained_is_marked(sqlite
 def test_a_version_is_marked_when_simulated_votes_trained_the_model_that_picked_its_pairs(
     kind,
     pool,
-    sqlite_database,
+    sqlite_database,  # noqa: F811
     tmp_path,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     taken = voted(sqlite_database, kind, "votes")
     ws = workspace(sqlite_database, tmp_path)
