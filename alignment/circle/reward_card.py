@@ -15,7 +15,8 @@ from alignment.db import runs, snapshots
 from alignment.domain import Outcome, Pair
 from alignment.errors import DataError
 from alignment.evaluation.intervals import Interval
-from alignment.evaluation.reward_card import QUIETER_DB, RewardCard, make_card
+from alignment.evaluation.level_probe import QUIETER_DB
+from alignment.evaluation.reward_card import RewardCard, make_card
 from alignment.study_figures import agreement
 
 if TYPE_CHECKING:

@@ -14,13 +14,12 @@ from alignment.domain import Axis, Pair
 from alignment.errors import DataError
 from alignment.evaluation.calibration import Calibration, calibration
 from alignment.evaluation.intervals import Interval, clustered_share
-from alignment.evaluation.metrics import bootstrap_mean
+from alignment.evaluation.level_probe import LevelProbe, level_probe
 from alignment.evaluation.report import _plain
-from alignment.evaluation.terminal import number, percent
+from alignment.evaluation.terminal import percent
 from alignment.rewards.baselines import WORDS
 from alignment.rewards.card import Baseline, Evidence, agreement, axis_credit, preferences, taken_out
 
-QUIETER_DB = 6.0
 LABELS = {"clap_cosine": "CLAP cosine", "loudness": "Loudness", "level": "Level", "length": "Length"}
 HEAD_LABELS = {"text_adherence": "text adherence", "quality": "quality", "preference": "preference"}
 
@@ -64,32 +63,6 @@ class RaterFigures:
     same: Interval
     model: Interval | None
     alpha: Interval | None
-
-
-@dataclass(frozen=True)
-class LevelProbe:
-    """What 6 dB of level do to the preference score, in typical differences between two clips of a pair.
-
-    ``shift``: what a clip loses when it is itself played 6 dB quieter. ``by_nature``: how much less, by least squares,
-    a clip scores than the other of its pair for each 6 dB that it is quieter. A model that hears level has the two
-    alike; one that hears what goes with level, such as a dense piece, has the second alone."""
-
-    shift: Interval
-    by_nature: float
-
-    @property
-    def hears_level(self) -> bool:
-        """Whether at least half of what goes with level is level itself."""
-        return self.shift.value * self.by_nature > 0 and abs(self.shift.value) >= abs(self.by_nature) / 2
-
-    @property
-    def sentence(self) -> str:
-        """The finding in words."""
-        low, high = number(self.shift.low), number(self.shift.high)
-        return (
-            f"Played {QUIETER_DB:g} dB quieter, the same clip loses {number(self.shift.value)} ({low} to {high}) of a "
-            f"typical difference between two clips; a clip that is so much quieter by nature, {number(self.by_nature)}"
-        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +123,7 @@ def make_card(
         share = _share(point.agreement, point.pairs)
         if share is not None:
             curve.append((point.votes, share))
-    level = _level_probe(evidence, *level_shifts) if level_shifts is not None and len(level_shifts[1]) else None
+    level = level_probe(evidence, *level_shifts) if level_shifts is not None and len(level_shifts[1]) else None
     verdict, headline, findings = _judge(name, overall, baselines, level)
     asked = (
         f"cross-validation: {evidence.folds} models of the same recipe, each asked only about prompts it never saw"
@@ -308,15 +281,6 @@ def _notes(evidence: Evidence) -> tuple[str, ...]:
 
 def _named(row: BaselineRow) -> str:
     return row.label if row.name == "clap_cosine" else row.label.lower()
-
-
-def _level_probe(evidence: Evidence, prompts: Sequence[str], shifts: np.ndarray) -> LevelProbe:
-    preference = evidence.differences["preference"]
-    typical = float(np.sqrt(np.mean(preference**2))) or 1.0
-    quieter = next((one.values for one in evidence.baselines if one.name == "level"), np.zeros((len(preference), 2)))
-    lower = quieter[:, 1] - quieter[:, 0]  # dB by which clip a is quieter than clip b
-    slope = -float(lower @ preference) / (float(lower @ lower) or 1.0)  # score lost per dB
-    return LevelProbe(bootstrap_mean(shifts / typical, prompts), QUIETER_DB * slope / typical)
 
 
 def _points(value: float) -> str:

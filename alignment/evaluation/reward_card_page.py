@@ -15,7 +15,8 @@ from string import Template
 from alignment.errors import StoreError
 from alignment.evaluation import page, plots
 from alignment.evaluation.intervals import Interval
-from alignment.evaluation.reward_card import QUIETER_DB, CardRow, RewardCard
+from alignment.evaluation.level_probe import QUIETER_DB
+from alignment.evaluation.reward_card import CardRow, RewardCard
 from alignment.evaluation.terminal import clean, number, percent
 
 HEIGHT = 260  # of a plot, in CSS pixels
