@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from alignment.errors import ConfigError, TrainingError
 from alignment.training.dpo import train_dpo
 from alignment.training.examples import ClipExample
 from alignment.training.expert_iteration import train_expert
-from alignment.training.watching import MetricsFile
+from alignment.training.watching import MetricsFile, Watcher
 from tests.music_support import make_tiny_music
 from tests.training_support import random_examples
 
@@ -148,3 +149,20 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     MetricsFile(tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == "", "a new run begins with an empty file"
+
+
+def test_a_watch_that_draws_leaves_the_random_numbers_of_training_as_they_were(tmp_path: Path) -> None:
+    def draws() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(7)
+    undisturbed = [draws(), draws()]
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(7)
+    model = make_tiny_music()
+    model.add_adapter(LoraSettings(r=2), seed=0)
+    watcher = Watcher(lambda step, model: {"held_out_reward": sum(draws())}, model, tmp_path, every=1, patience=3)
+    first = draws()
+    watcher.look(1)
+    assert [first, draws()] == undisturbed
