@@ -160,6 +160,16 @@ def test_aims_are_called_reached_only_above_them_and_both_definitions_stand_ther
     assert "75.0% [72.0%, 78.0%]" in said[2] and "more than 75.0% is not reached" in said[2]
 
 
+def test_a_run_that_kept_the_base_itself_is_said_to_have_reached_nothing() -> None:
+    alike = report(meetings=[meeting("expert", "base", 5, 1, 4)], curves=[curve("R", [1.0, 0.5])])
+    assert alike.aims == ["R sings exactly as the base does: the aim of more than 65.0% is not reached."]
+    first = alike.claims[0]
+    assert (first.outcome, first.figures) == ("not shown", "both sing exactly alike")
+    assert "<h1>Expert iteration shows no gain over the base</h1>" in musicrl_page.render(
+        replace(alike, meetings=[meeting("expert", "base", 500, 100, 490)])
+    )
+
+
 def test_a_change_is_measured_to_the_step_that_was_kept() -> None:
     assert curve("U", [1.0, 2.0, 0.5]).change("gold").value == pytest.approx(1.0, abs=0.02)
     assert curve("U", [1.0, 2.0, 0.5], kept=20).change("gold").value == pytest.approx(-0.5, abs=0.02)

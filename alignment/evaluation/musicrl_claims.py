@@ -30,6 +30,8 @@ def aims(report: MusicRlReport) -> list[str]:
     out = []
     for run, aim in AIMS.items():
         meeting = report.meeting(run, BASE)
+        if meeting is None and report.curve(run) is not None:
+            out.append(f"{run} sings exactly as the base does: the aim of more than {percent(aim)} is not reached.")
         if meeting is None:
             continue
         found = meeting.decisive
@@ -63,6 +65,8 @@ def claims(report: MusicRlReport) -> list[Claim]:
         meeting = report.meeting(candidate, opponent)
         if meeting is not None:
             out.append(Claim(text, outcome_of(meeting.decisive, 0.5), _met(meeting)))
+        elif report.curve(candidate) is not None and (opponent == BASE or report.curve(opponent) is not None):
+            out.append(Claim(text, NOT_SHOWN, "both sing exactly alike"))
     best = _best(report)
     if best:
         out.append(best)

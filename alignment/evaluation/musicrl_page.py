@@ -120,13 +120,14 @@ def _headline(report: MusicRlReport, badge: str) -> str:
     ]  # fmt: skip
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in [*report.aims, *report.notes])
     value = percent(best.decisive.value) if best.decisive else "–"
-    title = f"{best.candidate} {'is preferred to' if gain else 'shows no gain over'} the base"
+    name = escape(SHOWN.get(best.candidate, best.candidate))
+    title = f"{name[:1].upper()}{name[1:]} {'is preferred to' if gain else 'shows no gain over'} the base"
     published = best.published.win_rate if best.published else None
     beside = f" MusicRL reports {percent(published)}, from people." if published else ""
     return (
         f'<section id="verdict" class="hero {"gain" if gain else "no-gain"}"><p class="verdict"><span class="chip">'
         f"{'Gain' if gain else 'No gain'}</span>{badge}</p><h1>{title}</h1>"
-        f'<p class="hero-figure"><strong>{value}</strong> <span>of decisive votes for {best.candidate} over the base, '
+        f'<p class="hero-figure"><strong>{value}</strong> <span>of decisive votes for {name} over the base, '
         f"95% interval {page._range(best.decisive) if best.decisive else 'unknown'}, from {best.rate.votes:,} blind "
         f"votes by {best.rate.raters:,} held-out listeners on {best.rate.prompts:,} held-out prompts.{beside}"
         "</span></p>"
