@@ -158,7 +158,9 @@ def test_the_halves_of_a_snapshot_share_neither_a_rater_nor_a_prompt() -> None:
 
 def test_the_split_depends_on_what_was_voted_and_not_on_ids() -> None:
     pairs = votes()
-    renamed = [replace(pair, rater_id=f"other-{pair.rater_id}", vote_id=f"x{pair.vote_id}") for pair in pairs]
+    renamed = [  # in another alphabetical order
+        replace(pair, rater_id=f"{9 - int(pair.rater_id[-1])}", vote_id=f"x{pair.vote_id}") for pair in pairs
+    ]
     one, two = split_snapshot(frozen(pairs), 0.5, 3), split_snapshot(frozen(renamed), 0.5, 3)
     assert [f"x{pair.vote_id}" for pair in one.proxy.pairs] == [pair.vote_id for pair in two.proxy.pairs]
     assert one.proxy.content_sha256 == split_snapshot(frozen(pairs), 0.5, 3).proxy.content_sha256
