@@ -154,11 +154,15 @@ def test_the_halves_of_a_snapshot_share_neither_a_rater_nor_a_prompt() -> None:
     uneven = split_snapshot(whole, 0.2, seed=0)
     assert len({pair.rater_id for pair in uneven.held_out.pairs}) == 1
     assert len({pair.prompt_text for pair in uneven.proxy.pairs}) == 7  # 8 less 2 of train, 2 less 1 of valid
+    nearly_all = split_snapshot(whole, 0.99, seed=0)  # one rater is always left, and one prompt of each split
+    assert len({pair.rater_id for pair in nearly_all.proxy.pairs}) == 1 and len(nearly_all.proxy.pairs) == 2
 
 
 def test_the_split_depends_on_what_was_voted_and_not_on_ids() -> None:
     pairs = votes()
-    renamed = [replace(pair, rater_id=f"other-{pair.rater_id}", vote_id=f"x{pair.vote_id}") for pair in pairs]
+    renamed = [  # in another alphabetical order
+        replace(pair, rater_id=f"{9 - int(pair.rater_id[-1])}", vote_id=f"x{pair.vote_id}") for pair in pairs
+    ]
     one, two = split_snapshot(frozen(pairs), 0.5, 3), split_snapshot(frozen(renamed), 0.5, 3)
     assert [f"x{pair.vote_id}" for pair in one.proxy.pairs] == [pair.vote_id for pair in two.proxy.pairs]
     assert one.proxy.content_sha256 == split_snapshot(frozen(pairs), 0.5, 3).proxy.content_sha256
