@@ -121,6 +121,16 @@ def serious_faults(page: sync_api.Page) -> list[str]:
     ]
 
 
+def beyond_the_edge(page: sync_api.Page) -> list[str]:
+    """Texts and controls that reach over the right edge of the window. An ancestor that cuts off what is too wide
+    keeps the document as narrow as its window, so its width alone tells nothing."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("#attune :is(form, fieldset, p, h1, button, label, textarea)")]
+          .filter((one) => one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 1)
+          .map((one) => `${one.tagName}.${one.className}: ${Math.round(one.getBoundingClientRect().right)}`)"""
+    )
+
+
 def picture(page: sync_api.Page, name: str) -> None:
     """Keeps what the page looks like as docs/pictures/NAME.png, when ATTUNE_PICTURES is set."""
     if os.environ.get("ATTUNE_PICTURES"):

@@ -128,6 +128,7 @@ def test_everything_works_without_scripts(browser, address, site):
         page.click("text=Invites")
         page.fill("[name=count]", "2")
         page.click("text=Make links")
+        sync_api.expect(page.locator("textarea[readonly]")).to_be_visible()
         assert "/?invite=" in page.input_value("textarea[readonly]")
         page.click("text=Log out")
         page.wait_for_url("**/admin/login")

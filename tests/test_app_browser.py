@@ -11,6 +11,7 @@ from browser_support import (
     DESK,
     PHONE,
     answer,
+    beyond_the_edge,
     hear_both,
     pair_id,
     picture,
@@ -418,7 +419,9 @@ def test_a_pair_fits_its_screen_and_axe_finds_nothing_serious(browser, concert, 
         page.evaluate("window.attune.say('')")
         picture(page, look)
         assert page.evaluate("document.documentElement.scrollWidth") == LOOKS[look]["viewport"]["width"]
+        assert beyond_the_edge(page) == []
         page.keyboard.press("f")
+        assert beyond_the_edge(page) == []
         faults += serious_faults(page)
         page.keyboard.press("Escape")
         page.keyboard.press("?")
