@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from alignment.cli import account, circle, database, demo, leaderboard, models, serve, study, worker
+from alignment.cli import account, circle, database, demo, gate, leaderboard, models, serve, study, worker
 from alignment.errors import AttuneError
 
 # Nothing Attune runs reports home, and no model hub is asked behind a user's back.
@@ -35,6 +35,7 @@ app.add_typer(models.reward, name="reward")
 app.add_typer(models.align, name="align")
 app.command("compare")(circle.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.add_typer(gate.app, name="gate")
 app.add_typer(models.versions, name="versions")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
