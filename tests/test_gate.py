@@ -8,14 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+from typer.testing import CliRunner
 
+from alignment.cli import app
 from alignment.config import load_recipe, parse_recipe
-from alignment.db import versions
+from alignment.db import runs, versions
+from alignment.db.base import utcnow
+from alignment.db.engine import open_database
+from alignment.db.figures import set_clip_scores
 from alignment.db.gates import list_decisions, record_decision, spent_alphas
+from alignment.db.tables import ClipRow, VersionRow
+from alignment.domain import RaterKind
 from alignment.errors import ConfigError, DataError, NotFoundError
 from alignment.evaluation.gate import Evidence, GateRecipe, decide
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.sequential import Unit, sequential_test
+from alignment.evaluation.vote_arrays import VoteArrays
+from scripts.vote_rows import filled_database
 from tests.database_support import any_database, any_url, postgres_server, postgres_url, sqlite_url  # noqa: F401
 
 RECIPE = GateRecipe(metrics={"silence": (None, 0.2), "diversity": (0.1, None)})
@@ -169,3 +179,39 @@ def test_decisions_are_recorded_with_their_evidence_and_alpha_counts_once_a_cand
         assert len(list_decisions(s, candidate="newer")) == 1
         assert spent_alphas(s) == [0.005, 0.0045] and spent_alphas(s, besides="newer") == [0.005]
         assert spent_alphas(s, since=made[2].created_at) == [0.0045]
+
+
+def test_the_command_decides_from_a_study_and_a_candidate_keeps_its_alpha(sqlite_url, tmp_path):  # noqa: F811
+    # "new" wins 70 of 100 over "old", each pair heard once; the champion is the base, and nothing else is asked.
+    rows = [(i % 2, 1 - i % 2, 0 if (i % 10 < 7) == (i % 2 == 0) else 1, i % 12, i) for i in range(100)]
+    left, right, outcome, rater, prompt = (np.array(column) for column in zip(*rows, strict=True))
+    filled_database(
+        sqlite_url, VoteArrays(("new", "old"), left, right, outcome, rater, prompt), kind=RaterKind.HUMAN, study="blind"
+    )
+    recipe = tmp_path / "gate.yaml"
+    recipe.write_text("alpha_share: 1.0\naxes: []\nflat_win_rate: 0.55\n")
+    words = ["gate", "check", "new", "--champion", "old", "--base", "old", "--study", "blind", "--recipe", str(recipe)]
+    words += ["--database", sqlite_url, "--json"]
+    first, second = (json.loads(CliRunner().invoke(app, words).stdout.strip().splitlines()[-1]) for _ in range(2))
+    assert first["outcome"] == "undecided"  # nobody has scored the clips yet
+    states = {row["check"]: row["state"] for row in first["checks"]}
+    assert states == {"voters": "pass", "champion": "pass", "base": "pass", "reward hacking": "open"}
+    assert first["alpha"] == second["alpha"] == 0.05 and first["decision"] != second["decision"]
+    database = open_database(sqlite_url)
+    with database.session() as s:
+        (win,) = {one.evidence["over_champion"]["value"] for one in list_decisions(s)}
+        assert win == pytest.approx(0.7) and spent_alphas(s) == [0.05]
+        run = runs.add_train_run(s, kind="reward", snapshot_id=None, config={}, metrics={})
+        model = runs.add_reward_model(
+            s, name="r", train_run_id=run, encoder="e", heads=["user"], calibration={}, artefact_sha256="0" * 64,
+            artefact_uri="none",
+        )  # fmt: skip
+        sung = s.execute(sa.select(ClipRow.id, VersionRow.name).join(VersionRow, ClipRow.version_id == VersionRow.id))
+        scores = {clip: (2.0 if name == "new" else 1.0, 0.1) for clip, name in sung}
+        set_clip_scores(s, model, scores, utcnow())
+    database.close()
+    done = json.loads(CliRunner().invoke(app, words).stdout.strip().splitlines()[-1])
+    assert done["outcome"] == "promoted"
+    assert "reward +1 [+1, +1]" in done["checks"][-1]["why"]
+    refused = CliRunner().invoke(app, [*words[:3], "--champion", "v9", *words[5:]])
+    assert isinstance(refused.exception, NotFoundError)

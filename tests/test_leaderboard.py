@@ -61,7 +61,7 @@ def test_a_line_counts_wins_losses_ties_raters_and_says_why_it_is_provisional():
         ),
         simulated=False, rounds=100,
     )  # fmt: skip
-    assert [e.version for e in board.entries][0] == "x"
+    assert [e.version for e in board.entries] == ["x", "y", "z"]
     x, y, z = (board[name] for name in "xyz")
     assert (x.votes, x.wins, x.losses, x.ties, x.both_bad, x.raters) == (37, 26, 11, 0, 0, 10)
     assert (y.votes, y.wins, y.losses, y.ties, y.both_bad) == (37, 10, 25, 1, 1)
@@ -70,6 +70,20 @@ def test_a_line_counts_wins_losses_ties_raters_and_says_why_it_is_provisional():
     assert (z.rank_low, z.rank_high) == (1, 3)
     dropped = make_leaderboard(arrays(*duel(25, 10), ("y", "x", BOTH_BAD, 1, 103)), simulated=False, both_bad="drop")
     assert dropped["x"].votes == 35
+
+
+def test_a_provisional_version_stands_last_and_has_no_say_in_who_is_first():
+    rows = [*duel(40, 20), ("new", "x", LEFT_WON, 0, 500), ("new", "x", LEFT_WON, 1, 501)]
+    board = make_leaderboard(arrays(*rows), simulated=False, rounds=100)
+    assert board.ratings.ratings[0].version == "new"  # by rating alone it would lead
+    assert [(e.version, e.rank) for e in board.entries] == [("x", 1), ("y", 2), ("new", 3)]
+    assert {(gap.better, gap.worse) for gap in board.gaps} == {("x", "y")}
+    assert (board.flip.leader, board.flip.challenger) == ("x", "y")
+    assert dict(board.left_out.leaders) == {"x": 10}
+    assert (board["x"].rank_high, board["new"].rank_high) == (2, 3)
+    assert "<h1>x and y share first place</h1>" in render_leaderboard(board)
+    few = make_leaderboard(arrays(*duel(4, 2)), simulated=False, rounds=100)  # all are: then as they are rated
+    assert [e.version for e in few.entries] == ["x", "y"] and few.entries[0].provisional and few.gaps
 
 
 def test_a_version_that_never_lost_is_provisional_whatever_its_votes():

@@ -123,6 +123,10 @@ def test_a_study_is_decided_by_what_crossed_first_and_stays_decided():
     assert later.verdict == "better" and later.n == 16
     lost = sequential_test(np.concatenate([1 - wins, np.ones(8)]), where, where, unit=Unit.VOTE)
     assert lost.verdict == "worse" and lost.crossed_at is None and lost.against_candidate > 20
+    # It had lost by the eighth vote; forty wins after that come too late.
+    late, many = np.concatenate([np.zeros(8), np.ones(40)]), np.arange(48)
+    recovered = sequential_test(late, many, many, unit=Unit.VOTE)
+    assert recovered.e_value > 20 and recovered.verdict == "worse"
     assert sequential_test(wins[:3], where[:3], where[:3], unit=Unit.VOTE).verdict == "open"
     assert sequential_test(wins[:0], where[:0], where[:0], unit=Unit.VOTE).e_value == 1.0
 

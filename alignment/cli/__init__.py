@@ -14,6 +14,7 @@ from alignment.cli import (
     circle,
     database,
     demo,
+    gate,
     leaderboard,
     models,
     reproduce,
@@ -49,6 +50,7 @@ app.add_typer(models.reward, name="reward")
 app.add_typer(align.align, name="align")
 app.command("compare")(circle.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.add_typer(gate.app, name="gate")
 app.add_typer(models.versions, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)

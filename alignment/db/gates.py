@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from alignment.db.base import utcnow, uuid7
-from alignment.db.tables import GateDecisionRow, VersionRow
+from alignment.db.tables import GateDecisionRow, MetricResultRow, VersionRow
 from alignment.db.versions import get_version
 from alignment.errors import DataError
 
@@ -82,3 +83,17 @@ def spent_alphas(s: Session, *, since: datetime | None = None, besides: str | No
         if made.candidate != besides and (since is None or made.created_at >= since):
             spent[made.candidate] = max(spent.get(made.candidate, 0.0), made.alpha_spent)
     return list(spent.values())
+
+
+def latest_metrics(s: Session, version: str) -> dict[str, tuple[float, float, float, int]]:
+    """Metric -> (value, low, high, n) of the version as measured last; nan where no interval was recorded."""
+    query = sa.select(MetricResultRow).where(MetricResultRow.version_id == get_version(s, version).id)
+    return {
+        row.metric: (
+            row.value,
+            math.nan if row.value_low is None else row.value_low,
+            math.nan if row.value_high is None else row.value_high,
+            row.n,
+        )
+        for row in s.scalars(query.order_by(MetricResultRow.id))
+    }

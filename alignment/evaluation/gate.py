@@ -58,7 +58,8 @@ class Evidence:
     """What is known of a candidate. The sequential tests are its win rates over the champion and over the fixed base;
     where the champion is the base, ``base`` is its name and one test does for both. ``axes`` are mean steps by which
     it is better, ``metrics`` the automatic figures, ``reward`` how far it scores above the champion with the reward
-    model that it was trained on. None, or a name that is missing, is not known yet. ``simulated``: programs voted."""
+    model that it was trained on. None, or a name that is missing, is not known yet. ``simulated``: programs
+    voted, here or in its training."""
 
     candidate: str
     champion: str
@@ -145,7 +146,11 @@ def _check_fixed(test: Sequential | None, recipe: GateRecipe) -> None:
 
 def _voters(evidence: Evidence, recipe: GateRecipe) -> Reason:
     if evidence.simulated and not recipe.simulated:
-        return Reason("voters", "fail", "Simulated listeners voted, and they promote nothing that people hear.")
+        return Reason(
+            "voters",
+            "fail",
+            "Simulated listeners voted, here or in its training, and they promote nothing that people hear.",
+        )
     who = "Simulated listeners voted, which the recipe allows." if evidence.simulated else "People voted."
     return Reason("voters", "pass", who)
 

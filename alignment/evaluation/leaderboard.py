@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,9 +45,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Entries, best first. ``apart`` are versions that no chain of votes connects with these: they have no place here.
+    """Entries, best first, provisional ones after the others. Ranks, ``gaps`` between neighbours, ``flip`` and
+    ``left_out`` are among those that are not provisional, unless all are; a provisional one's own rank is among all.
 
-    ``gaps`` are those between neighbours. ``simulated`` is True when programs voted: the two never mix."""
+    ``apart`` are versions that no chain of votes connects with these: they have no place here. ``simulated`` is True
+    when programs voted: people's votes and theirs never mix."""
 
     entries: tuple[Entry, ...]
     ratings: Ratings
@@ -154,18 +156,22 @@ def make_leaderboard(
         raise DataError("No counted vote in this selection; widen it, or collect votes first.")
     votes, apart = _largest_group(votes)
     ratings = rate_votes(votes, ridge=ridge, confidence=confidence, rounds=rounds, seed=seed)
-    ranks = ratings.ranks()
-    names = [rating.version for rating in ratings.ratings]
+    standing = {rating.version: _entry(votes, ratings, rating) for rating in ratings.ratings}
+    # What is provisional has no say in who is first, unless everything is.
+    settled = [name for name, entry in standing.items() if not entry.provisional] or list(standing)
+    ranks = {**ratings.ranks(), **ratings.ranks(settled)}
+    order = settled + [name for name in standing if name not in settled]
     entries = tuple(
-        _entry(votes, ratings, place, ranks[rating.version]) for place, rating in enumerate(ratings.ratings, start=1)
+        replace(standing[name], rank=place, rank_low=ranks[name][0], rank_high=ranks[name][1])
+        for place, name in enumerate(order, start=1)
     )
     return Leaderboard(
         entries=entries,
         ratings=ratings,
         apart=apart,
-        gaps=tuple(votes_to_part(ratings, a, b, power=power) for a, b in zip(names, names[1:], strict=False)),
-        left_out=leave_one_rater_out(votes, ridge=ridge),
-        flip=votes_to_flip(votes, ridge=ridge),
+        gaps=tuple(votes_to_part(ratings, a, b, power=power) for a, b in zip(settled, settled[1:], strict=False)),
+        left_out=leave_one_rater_out(votes, ridge=ridge, among=settled),
+        flip=votes_to_flip(votes, ridge=ridge, among=settled),
         simulated=simulated,
         both_bad=both_bad,
         slice=dict(slice or {}),
@@ -186,8 +192,8 @@ def _largest_group(votes: VoteArrays) -> tuple[VoteArrays, tuple[tuple[str, ...]
     return votes.take(of[votes.left] == largest), others
 
 
-def _entry(votes: VoteArrays, ratings: Ratings, place: int, ranks: tuple[int, int]) -> Entry:
-    rating = ratings.ratings[place - 1]
+def _entry(votes: VoteArrays, ratings: Ratings, rating: Rating) -> Entry:
+    """The version's line, its rank still open."""
     own = votes.versions.index(rating.version)
     left, right = votes.left == own, votes.right == own
     mine = left | right
@@ -204,7 +210,7 @@ def _entry(votes: VoteArrays, ratings: Ratings, place: int, ranks: tuple[int, in
     if rating.version in ratings.unbounded:
         reasons.append("never lost, or never won, against the rest: only the prior bounds it")
     return Entry(
-        rank=place, rank_low=ranks[0], rank_high=ranks[1], rating=rating, votes=len(outcome), wins=won,
+        rank=0, rank_low=0, rank_high=0, rating=rating, votes=len(outcome), wins=won,
         losses=decisive - won, ties=len(outcome) - decisive - bad, both_bad=bad, raters=raters,
         provisional=tuple(reasons),
     )  # fmt: skip

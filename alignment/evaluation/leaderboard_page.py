@@ -34,7 +34,7 @@ GLOSSARY = (
     (
         "Provisional",
         f"fewer than {FEWEST_VOTES} votes or {FEWEST_RATERS} raters, or a version that never lost, or never won, "
-        "against the rest.",
+        "against the rest. It stands after the others and has no say in who is first.",
     ),
     ("Decisive vote", "a vote for one of the two clips; ties and both-bad votes are not decisive."),
     (
@@ -92,7 +92,8 @@ def _plural(count: int, word: str) -> str:
 
 def _head(board: Leaderboard) -> str:
     first, r = board.entries[0], board.ratings
-    sharing = [e.version for e in board.entries if e.rank_low == 1]
+    settled = [e for e in board.entries if not e.provisional] or board.entries
+    sharing = [e.version for e in settled if e.rank_low == 1]
     if len(sharing) == 1:
         title = f"{first.version} is first"
     elif len(sharing) <= 3:

@@ -7,7 +7,7 @@ resample warm-started at the fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,13 +80,14 @@ class Ratings:
         alone = float((direction @ self._model_covariance @ direction.T)[0, 0])
         return math.sqrt(max(float(self._draws.variances(direction)[0]), alone)), math.sqrt(alone)
 
-    def ranks(self) -> dict[str, tuple[int, int]]:
-        """Best and worst rank of each version that its differences from all others leave open, at ``confidence``.
+    def ranks(self, among: Collection[str] | None = None) -> dict[str, tuple[int, int]]:
+        """Best and worst rank of each version that its differences from all others leave open, at ``confidence``;
+        ``among`` only some versions, if given.
 
         A version is above another when their difference's interval, at Bonferroni's level for the versions - 1
         comparisons, lies above 0 (Mogstad, Romano, Shaikh and Wilhelm 2024, Review of Economic Studies 91(1))."""
-        names = [rating.version for rating in self.ratings]
-        strengths = np.array([rating.strength.value for rating in self.ratings])
+        kept = [rating for rating in self.ratings if among is None or rating.version in among]
+        names, strengths = [rating.version for rating in kept], np.array([rating.strength.value for rating in kept])
         level = 1 - (1 - self.confidence) / max(1, len(names) - 1)
         found = {}
         for at, version in enumerate(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +46,11 @@ def _fit(votes: VoteArrays, ridge: float, side: bool):
     return matchups, columns, counts, pull, davidson.fit(np.zeros(matchups.dimensions), matchups, counts[None], pull)[0]
 
 
-def leave_one_rater_out(votes: VoteArrays, *, ridge: float = 0.1, side: bool = True) -> LeaveOneOut | None:
-    """The ratings without each rater in turn; None with a single rater."""
+def leave_one_rater_out(
+    votes: VoteArrays, *, ridge: float = 0.1, side: bool = True, among: Collection[str] | None = None
+) -> LeaveOneOut | None:
+    """The ratings without each rater in turn; None with a single rater. Leaders and shifts are looked for ``among``
+    these versions, if given; all votes are fitted either way."""
     raters, codes = np.unique(votes.rater, return_inverse=True)
     if len(raters) < 2:
         return None
@@ -58,29 +62,35 @@ def leave_one_rater_out(votes: VoteArrays, *, ridge: float = 0.1, side: bool = T
     cell = place[codes[rows]] * counts.size + columns[rows]
     own = np.bincount(cell, minlength=len(tried) * counts.size).reshape(-1, *counts.shape)
     without = davidson.fit(beta, matchups, counts - own, pull)[:, : len(votes.versions)]
-    moved = (
-        without
-        - without.mean(axis=1, keepdims=True)
-        - (beta[: len(votes.versions)] - beta[: len(votes.versions)].mean())
-    )
+    kept = _positions(votes, among)
+    left, before = without[:, kept], beta[kept]
+    moved = left - left.mean(axis=1, keepdims=True) - (before - before.mean())
     furthest = np.unravel_index(np.abs(moved).argmax(), moved.shape)
-    leaders = Counter(votes.versions[i] for i in without.argmax(axis=1))
+    leaders = Counter(votes.versions[kept[i]] for i in left.argmax(axis=1))
     return LeaveOneOut(
         len(tried), len(raters), tuple(leaders.most_common()), float(abs(moved[furthest])) * ELO_PER_NAT,
-        votes.versions[int(furthest[1])],
+        votes.versions[kept[int(furthest[1])]],
     )  # fmt: skip
 
 
-def votes_to_flip(votes: VoteArrays, *, ridge: float = 0.1, side: bool = True) -> Flip | None:
-    """The fewest decisive votes found that, turned round, put another version first; None where none would.
+def _positions(votes: VoteArrays, among: Collection[str] | None) -> np.ndarray:
+    return np.array([i for i, version in enumerate(votes.versions) if among is None or version in among])
+
+
+def votes_to_flip(
+    votes: VoteArrays, *, ridge: float = 0.1, side: bool = True, among: Collection[str] | None = None
+) -> Flip | None:
+    """The fewest decisive votes found that, turned round, put another version first; None where none would. The first
+    and its challengers are looked for ``among`` these versions, if given.
 
     Each vote's pull on the challenger's lead is its influence: the inverse Hessian times its score (Broderick,
     Giordano and Meager 2020, arXiv:2011.14999; on leaderboards Huang et al. 2025, arXiv:2508.11847). Votes are turned
     in the order of their influence, and a refit, not the influence, says when it is enough."""
-    if len(votes.versions) < 2 or not votes.decisive.any():
+    kept = _positions(votes, among)
+    if len(kept) < 2 or not votes.decisive.any():
         return None
     matchups, _, counts, pull, beta = _fit(votes, ridge, side)
-    order = np.argsort(-beta[: len(votes.versions)], kind="stable")
+    order = kept[np.argsort(-beta[kept], kind="stable")]
     leader = int(order[0])
     _, hessian = davidson.derivatives(beta[None], matchups, counts[None], pull)
     best: Flip | None = None
