@@ -143,7 +143,7 @@ def _stage(
         examples = ranked(ws, pool.of(Split.TRAIN) if chosen.eval_steps else pool, settings)
         counts |= {"ranked_pairs": len(examples), "valid_pairs": len(valid)}
         if first and settings.align.use_voted_pairs:
-            voted = learn.voted_examples(ws, snapshot)
+            voted = learn.voted_examples(ws, snapshot, tie_weight=chosen.tie_weight)
             counts["voted_pairs"] = len(voted)
             examples = [*voted, *examples]
         result = train_dpo(

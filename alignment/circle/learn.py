@@ -196,7 +196,7 @@ def align_dpo(
     from alignment.training.dpo import train_dpo
 
     check_new_version(ws, name, parent)
-    examples = voted_examples(ws, snapshot)
+    examples = voted_examples(ws, snapshot, tie_weight=settings.tie_weight)
     voted = len(examples)
     if pool is not None:
         prompts, clips, scores = pool
@@ -218,11 +218,11 @@ def align_dpo(
     return version, result
 
 
-def voted_examples(ws: Workspace, snapshot: NamedSnapshot) -> list[DpoExample]:
-    """DPO's examples from the snapshot's decisive train votes."""
+def voted_examples(ws: Workspace, snapshot: NamedSnapshot, *, tie_weight: float = 0.0) -> list[DpoExample]:
+    """DPO's examples from the snapshot's train votes: the decisive ones, and ties with that weight."""
     from alignment.training.examples import examples_from_pairs
 
-    return examples_from_pairs(snapshot.frozen.split(Split.TRAIN), ws.store.get_codes)
+    return examples_from_pairs(snapshot.frozen.split(Split.TRAIN), ws.store.get_codes, tie_weight=tie_weight)
 
 
 def codes_of(ws: Workspace, clip: Clip) -> np.ndarray:

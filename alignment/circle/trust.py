@@ -36,8 +36,10 @@ def measure_trust(
     from alignment.rewards.train import cross_validate
 
     pairs = snapshot.frozen.pairs
-    audio = ws.embed_audio([ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)])
-    text = ws.embed_text([pair.prompt_text for pair in pairs])
-    tested, agreement = cross_validate(pairs, audio, text, settings, folds=folds, on_progress=progress)
+    ratings = snapshot.frozen.ratings
+    heard = [ref for pair in pairs for ref in (pair.a, pair.b)] + [one.clip for one in ratings]
+    audio = ws.embed_audio([ref.audio_sha256 for ref in heard])
+    text = ws.embed_text([one.prompt_text for one in (*pairs, *ratings)])
+    tested, agreement = cross_validate(pairs, audio, text, settings, folds=folds, ratings=ratings, on_progress=progress)
     raters, prompts = [pair.rater_id for pair in tested], [pair.prompt_id for pair in tested]
     return Trust({head: clustered_share(values, raters, prompts) for head, values in agreement.items()}, folds)

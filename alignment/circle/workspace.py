@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from alignment.errors import ModelError
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
+    from alignment.rewards.embeddings import EmbeddingCache
     from alignment.rewards.encoder import ClapEncoder
 
 Progress = Callable[[int, int], None]
@@ -99,16 +100,32 @@ class Workspace:
         return self._encoder
 
     def embed_audio(self, sha256s: Iterable[str], progress: Progress = no_progress) -> dict[str, np.ndarray]:
-        """CLAP embedding (D,) of each stored clip, computed once a workspace."""
+        """CLAP embedding (D,) of each stored clip, computed once: kept beside a store on this machine, otherwise in
+        memory."""
         wanted = list(dict.fromkeys(sha256s))
+
+        def compute(shas: list[str]) -> np.ndarray:
+            loaded = [self.store.get_audio(sha) for sha in shas]
+            return self.encoder.audio([audio for audio, _ in loaded], loaded[0][1])
+
+        if self._cache is not None:
+            found = self._cache.get(wanted, compute, on_progress=progress)
+            return {sha: found[sha] for sha in wanted}
         missing = [sha for sha in wanted if sha not in self._embeddings]
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
-            loaded = [self.store.get_audio(sha) for sha in part]
-            vectors = self.encoder.audio([audio for audio, _ in loaded], loaded[0][1])
-            self._embeddings.update(zip(part, vectors, strict=True))
+            self._embeddings.update(zip(part, compute(part), strict=True))
             progress(start + len(part), len(missing))
         return {sha: self._embeddings[sha] for sha in wanted}
+
+    @cached_property
+    def _cache(self) -> EmbeddingCache | None:
+        from alignment.rewards.embeddings import EmbeddingCache
+
+        if not self.store.is_local:
+            return None
+        folder = Path(self.store.root).parent / "embeddings" / self.encoder.name.replace(":", "-")
+        return EmbeddingCache(folder, encoder=self.encoder.name, width=self.encoder.width)
 
     def embed_text(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         distinct = list(dict.fromkeys(prompts))

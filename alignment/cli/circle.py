@@ -163,6 +163,9 @@ def snapshot(
     shuffle_votes: Annotated[
         bool, typer.Option("--shuffle-votes", help="Control: permute winners among the pairs.")
     ] = False,
+    include_flagged: Annotated[
+        bool, typer.Option("--include-flagged", help="Keep votes that a detector called invalid; otherwise left out.")
+    ] = False,
     seed: Seed = 0,
     home: Home = None,
     database: DatabaseUrl = None,
@@ -172,7 +175,8 @@ def snapshot(
     from alignment.circle.learn import take_snapshot
 
     ws = open_workspace(home, database)
-    taken = take_snapshot(ws, name, study, both_bad=both_bad, shuffle_seed=seed if shuffle_votes else None)
+    rules = {"exclude": ()} if include_flagged else {}
+    taken = take_snapshot(ws, name, study, both_bad=both_bad, shuffle_seed=seed if shuffle_votes else None, **rules)
     counts = taken.frozen.counts
     kind = "simulated" if taken.frozen.simulated else "human"
     emit(

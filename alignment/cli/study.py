@@ -238,7 +238,7 @@ def withdraw(
          "comments_deleted": done.comments_deleted, "versions_reached": list(done.versions_reached)},
         f"rater {found[0]} is withdrawn: {done.comments_deleted} comments deleted, {done.votes} votes and "
         f"{done.ratings} ratings kept out of everything new; they had reached "
-        f"{', '.join(done.versions_reached) or 'no version'}", as_json,
+        f"{', '.join(done.versions_reached) or 'no version'}. {done.about_prompts}".rstrip(), as_json,
     )  # fmt: skip
 
 

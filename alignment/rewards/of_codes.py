@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
@@ -15,10 +15,11 @@ from alignment.rewards.scorers import WeightedScorer
 
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards of B clips: ``total`` (B,) float64, and ``parts`` {scorer name: (B,)} on the base's scale, unweighted."""
+    """Rewards of B clips: ``total`` (B,) float64, what is optimised, and ``parts`` {scorer name: (B,)}, what is reported,
+    unweighted and on the base's scale."""
 
     total: np.ndarray
-    parts: Mapping[str, np.ndarray]
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class CodesReward:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from alignment.errors import TrainingError
+from alignment.rewards.of_codes import Rewards
 
-
-@dataclass(frozen=True)
-class Rewards:
-    """Rewards of B clips: ``total`` (B,) float64, what is optimised, and ``parts`` {scorer: (B,)}, what is reported."""
-
-    total: np.ndarray
-    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
-
+__all__ = ["RewardFn", "Rewards", "checked_rewards"]
 
 # Prompts (B) and codes (B, K, T) int64 on the CPU to their rewards. The same clips must always get the same rewards:
 # a resumed run asks for them again.

@@ -7,7 +7,7 @@ for (const player of players) {
   });
 }
 // Charts: the caption shows the value nearest to the pointer.
-for (const chart of document.querySelectorAll(".chart")) {
+for (const chart of document.querySelectorAll(".chart[data-points]")) {
   const points = JSON.parse(chart.dataset.points);
   const value = chart.querySelector(".chart-value");
   const plot = chart.querySelector(".chart-plot");
