@@ -252,13 +252,19 @@ class AlignSettings(Recipe):
     """How the aligned version is made; fixed before any comparison is looked at. The first stage makes the adapter;
     later ones go on with it, whatever LoRA their own settings name."""
 
-    method: Literal["dpo", "expert", "dpo_after_expert"] = Field("dpo", description="the headline version's training")
+    method: Literal["dpo", "expert", "dpo_after_expert", "ppo_after_dpo"] = Field(
+        "dpo", description="the headline version's training"
+    )
+    beside: tuple[Literal["dpo", "expert"], ...] = Field(
+        ("dpo", "expert"), description="methods trained and compared beside it"
+    )
     rounds: int = Field(1, ge=1, le=4, description="each further one trains on fresh clips of the policy so far")
     pairs_per_prompt: int = Field(1, ge=1, le=32, description="k: the best k of N clips against the worst k")
     min_margin: float = Field(
         0.0, ge=0, description="a pair needs a difference of rewards above this many deviations of the ensemble's"
     )
     use_voted_pairs: bool = Field(True, description="DPO also trains on the decisive votes themselves")
+    online_captions: int = Field(1000, ge=0, le=5000, description="prompts that PPO sings beside those voted on")
     gate: bool = Field(True, description="train only when the reward model is better than chance on unseen prompts")
     gate_folds: int = Field(5, ge=3, le=20, description="folds of the cross-validation behind the gate")
 
@@ -280,6 +286,7 @@ class DemoSettings(Recipe):
     align: AlignSettings = AlignSettings()
     dpo: DpoSettings = DpoSettings()
     expert: ExpertSettings = ExpertSettings()
+    ppo: PpoSettings = PpoSettings()
     quick: bool = Field(False, description="a short run that promises less, and whose report says so")
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 

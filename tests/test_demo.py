@@ -6,9 +6,14 @@ import json
 import re
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from circle_support import attune, leftovers
+
+from alignment.circle import online
+from alignment.config import DemoSettings, load_recipe
+from alignment.db.engine import open_database
 
 RECIPE = """
 train_prompts: 20
@@ -191,6 +196,33 @@ def test_the_method_in_the_recipe_is_the_headline_and_the_newest_version(tmp_pat
         ("tiny-base", None), ("tiny-dpo", "tiny-base"), ("tiny-expert", "tiny-base"),
         ("tiny-expert-dpo-2", "tiny-expert"), ("tiny-expert-dpo", "tiny-expert-dpo-2"),
     ]  # fmt: skip
+
+
+def test_ppo_goes_on_with_dpos_adapter_on_captions_that_nobody_voted_on(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "online.yaml"
+    chosen = (
+        "align: {gate: false, gate_folds: 3, method: ppo_after_dpo, beside: [dpo], use_voted_pairs: false, "
+        "online_captions: 6}\n"
+        "ppo: {max_steps: 2, rollout_prompts: 4, num_generations: 1, generation: {clip_seconds: 0.5}}"
+    )
+    path.write_text(RECIPE.replace("align: {gate: false, gate_folds: 3}", chosen))
+    done = attune(capsys, "demo", "--config", path, "--home", tmp_path, "--json")
+    assert done.code == 0, done.err
+    assert done.json["version"] == "tiny-dpo-ppo"
+    assert [m["label"] for m in done.json["methods"]][3:] == ["DPO", "DPO, then PPO"]
+    with sqlite3.connect(tmp_path / "001" / "attune.db") as connection:
+        rows = connection.execute("select v.name, p.name from version v left join version p on p.id = v.parent_id "
+                                  "order by v.id").fetchall()  # fmt: skip
+        metrics = json.loads(connection.execute("select metrics from train_run where kind = 'ppo'").fetchone()[0])
+        texts = {text for (text,) in connection.execute("select text from prompt")}
+    assert rows == [("tiny-base", None), ("tiny-dpo", "tiny-base"), ("tiny-dpo-ppo", "tiny-dpo")]
+    assert len(metrics["history"]) == 2 and metrics["online_captions"] == 6
+    page = Path(done.json["report"]).read_text(encoding="utf-8")
+    assert "Reward of the clips sung" in page
+    # What PPO sings beside the voted prompts is recorded nowhere else: least of all among the held-out ones.
+    ws = SimpleNamespace(database=open_database(f"sqlite:///{tmp_path / '001' / 'attune.db'}"))
+    more = online._more_captions(ws, load_recipe(path, DemoSettings), [])
+    assert len(more) == len(set(more)) == 6 and not texts & set(more)
 
 
 def test_a_demo_that_cannot_run_says_why_in_one_sentence(recipe: Path, tmp_path: Path, capsys) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +22,21 @@ if TYPE_CHECKING:
     from alignment.rewards.model import RewardModel
     from alignment.training.trainer import TrainResult
 
-STAGES = {"dpo": (), "expert": (), "dpo_after_expert": ("expert",)}  # what comes before the repeated stage
-NAMES = {"dpo": "tiny-dpo", "expert": "tiny-expert", "dpo_after_expert": "tiny-expert-dpo"}
-LABELS = {"dpo": "DPO", "expert": "expert iteration", "dpo_after_expert": "DPO after expert iteration"}
-REPEATED = {"dpo": "dpo", "expert": "expert", "dpo_after_expert": "dpo"}
+# What comes before the repeated stage.
+STAGES = {"dpo": (), "expert": (), "dpo_after_expert": ("expert",), "ppo_after_dpo": ("dpo",)}
+REPEATED = {"dpo": "dpo", "expert": "expert", "dpo_after_expert": "dpo", "ppo_after_dpo": "ppo"}
+NAMES = {
+    "dpo": "tiny-dpo",
+    "expert": "tiny-expert",
+    "dpo_after_expert": "tiny-expert-dpo",
+    "ppo_after_dpo": "tiny-dpo-ppo",
+}
+LABELS = {
+    "dpo": "DPO",
+    "expert": "expert iteration",
+    "dpo_after_expert": "DPO after expert iteration",
+    "ppo_after_dpo": "DPO, then PPO",
+}
 
 
 @dataclass(frozen=True)
@@ -81,29 +92,31 @@ def align(
     reward: RewardModel,
     pool: Pool,
     run_dir: Path,
-    expert: Aligned | None = None,
+    trained: Mapping[str, Aligned] | None = None,
     progress: Progress = no_progress,
 ) -> Aligned:
     """Train ``method`` from ``base`` and register the result as version ``name``, earlier stages as ``name-1`` and on.
 
     The first stage trains on ``pool``, the base's clips; every further one on fresh clips of the policy so far, with
-    that policy as DPO's reference. An ``expert`` stage that is trained already is not trained again. Raises DataError
-    when the name is taken or the reward model's margins leave no pair."""
+    that policy as DPO's reference. PPO sings for itself, and its KL is to the base. A first stage that is among those
+    ``trained`` already is not trained again. Raises DataError when the name is taken or the reward model's margins
+    leave no pair."""
     learn.check_name(name)
     with ws.database.session(write=False) as s:
         if name in {known.name for known in list_versions(s)}:
             raise DataError(f"Version {name} exists already; give the new version another name.")
     todo = [*STAGES[method], *[REPEATED[method]] * rounds]
     policy, done = base, []
-    if expert is not None and todo[0] == "expert" and len(todo) > 1:
-        policy, done = expert.version, list(expert.stages)
+    if trained and todo[0] in trained and len(todo) > 1:
+        policy, done = trained[todo[0]].version, list(trained[todo[0]].stages)
     for number in range(len(done), len(todo)):
         last = number == len(todo) - 1
-        if number:
+        if number and todo[number] != "ppo":
             pool = _fresh_pool(ws, settings, policy, reward, pool.prompts, number)
         policy, result = _stage(
             ws, name if last else f"{name}-{number + 1}", settings, kind=todo[number], parent=policy,
-            snapshot=snapshot, pool=pool, run_dir=run_dir / f"{name}-{number + 1}", progress=progress,
+            base=base, reward=reward, snapshot=snapshot, pool=pool, run_dir=run_dir / f"{name}-{number + 1}",
+            progress=progress,
         )  # fmt: skip
         done.append(result)
     return Aligned(policy, tuple(done))
@@ -120,8 +133,8 @@ def _fresh_pool(
 
 
 def _stage(
-    ws: Workspace, name: str, settings: DemoSettings, *, kind: str, parent: Version, snapshot: learn.NamedSnapshot,
-    pool: Pool, run_dir: Path, progress: Progress,
+    ws: Workspace, name: str, settings: DemoSettings, *, kind: str, parent: Version, base: Version,
+    reward: RewardModel, snapshot: learn.NamedSnapshot, pool: Pool, run_dir: Path, progress: Progress,
 ) -> tuple[Version, TrainResult]:  # fmt: skip
     """One training from ``parent``, registered as ``name``."""
     from alignment.training.dpo import train_dpo
@@ -136,6 +149,14 @@ def _stage(
         examples = kept(ws, pool, chosen.keep)
         counts["kept_clips"] = len(examples)
         result = train_expert(ws.policy(parent), examples, chosen, run_dir, on_step=on_step)
+    elif kind == "ppo":
+        from alignment.circle.online import train_online
+
+        chosen, voted = settings.ppo.model_copy(update={"seed": settings.seed}), [p.text for p in pool.prompts]
+        counts |= {"voted_prompts": len(voted), "online_captions": settings.align.online_captions}
+        result = train_online(
+            ws, settings, parent=parent, base=base, reward=reward, voted=voted, run_dir=run_dir, on_step=on_step
+        )
     else:
         chosen = settings.dpo.model_copy(update={"seed": settings.seed})
         # Validation prompts train too, unless early stopping needs them.

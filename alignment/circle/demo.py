@@ -133,12 +133,13 @@ def _align_and_compare(
         pool = score_pool(ws, reward, voted.prompts, voted.clips)
     headline = settings.align.method
     trained: dict[str, Aligned] = {}
-    for method in [*(m for m in ("dpo", "expert") if m != headline), headline]:  # the headline is the newest version
+    # The headline is the newest version.
+    for method in [*(m for m in settings.align.beside if m != headline), headline]:
         with clock.stage(f"align ({LABELS[method]})") as progress:
             trained[method] = align(
                 ws, NAMES[method], settings, method=method, rounds=settings.align.rounds if method == headline else 1,
                 base=voted.base, snapshot=turned.snapshot, reward=reward, pool=pool, run_dir=folder / "runs",
-                expert=trained.get("expert"), progress=progress,
+                trained=trained, progress=progress,
             )  # fmt: skip
     with clock.stage("sing held-out prompts") as progress:
         base_clips = _sing_base(ws, settings, held_out, progress)

@@ -284,6 +284,8 @@ def _curves(turned: Turned) -> list[rep.Curve]:
         ("Reward margin", "rewards/margins", "nats x beta", 0.0, "chosen minus rejected"),
         ("Accuracy on training pairs", "rewards/accuracies", "", 0.5, "dashed: chance"),
         ("Log-probability of the chosen clip", "logps/chosen", "nats a clip", None, "a fall is a warning"),
+        ("Reward of the clips sung", "reward", "deviations", 0.0, "PPO, a rollout a step; dashed: the base"),
+        ("KL to the base while training", "kl", "nats a clip", 0.0, "of the clips sung or trained on"),
     ]
     if len(stages) == 1:  # losses of different methods share no axis
         wanted.insert(

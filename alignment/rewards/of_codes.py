@@ -15,7 +15,7 @@ from alignment.rewards.scorers import WeightedScorer
 
 @dataclass(frozen=True)
 class Rewards:
-    """Rewards of B clips: ``total`` (B,) float64, what is optimised, and ``parts`` {scorer name: (B,)}, what is reported,
+    """Rewards of B clips: ``total`` (B,) float64, what is optimised, and ``parts`` {scorer: (B,)}, reported
     unweighted and on the base's scale."""
 
     total: np.ndarray
