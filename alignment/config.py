@@ -155,7 +155,18 @@ class PpoSettings(Recipe):
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
 
 
-REWARD_PARTS = ("text_adherence", "quality", "preference", "clap_cosine")  # what a stage's reward may be made of
+# What a reward may be made of.
+REWARD_PARTS = ("text_adherence", "quality", "preference", "clap_cosine", "caption_contrast")
+
+
+def _check_reward(weights: dict[str, float], where: str) -> None:
+    for name in weights:
+        if name not in REWARD_PARTS:
+            near = difflib.get_close_matches(name, REWARD_PARTS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REWARD_PARTS)}"
+            raise ValueError(f"{where}: there is no reward head {name}; {hint}")
+    if not any(weights.values()):
+        raise ValueError(f"{where}: every weight of its reward is 0; give one of them another")
 
 
 class WatchSettings(Recipe):
@@ -194,13 +205,7 @@ class StageSettings(Recipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> StageSettings:
-        for name in self.reward:
-            if name not in REWARD_PARTS:
-                near = difflib.get_close_matches(name, REWARD_PARTS, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REWARD_PARTS)}"
-                raise ValueError(f"stage {self.name}: there is no reward head {name}; {hint}")
-        if not any(self.reward.values()):
-            raise ValueError(f"stage {self.name}: every weight of its reward is 0; give one of them another")
+        _check_reward(self.reward, f"stage {self.name}")
         if self.method == "dpo" and 2 * self.pairs_per_prompt > self.clips_per_prompt:
             raise ValueError(
                 f"stage {self.name}: pairs_per_prompt ({self.pairs_per_prompt}) cannot be above half of "
@@ -264,9 +269,17 @@ class AlignSettings(Recipe):
         0.0, ge=0, description="a pair needs a difference of rewards above this many deviations of the ensemble's"
     )
     use_voted_pairs: bool = Field(True, description="DPO also trains on the decisive votes themselves")
+    online_reward: dict[str, float] = Field(
+        default={"preference": 1.0}, description="what PPO is rewarded for, each on the scale of the base's clips"
+    )
     online_captions: int = Field(1000, ge=0, le=5000, description="prompts that PPO sings beside those voted on")
     gate: bool = Field(True, description="train only when the reward model is better than chance on unseen prompts")
     gate_folds: int = Field(5, ge=3, le=20, description="folds of the cross-validation behind the gate")
+
+    @model_validator(mode="after")
+    def _reward_is_known(self) -> AlignSettings:
+        _check_reward(self.online_reward, "align.online_reward")
+        return self
 
 
 class DemoSettings(Recipe):

@@ -40,7 +40,8 @@ def train_online(
     model = ws.policy(base)
     seeds = [CAPTIONS_SEED + number for number in range(len(heard))]
     audio = decode(model, sample(model, heard, generation=chosen.generation.to_domain(), seeds=seeds).codes)
-    scorer = weighted_scorer(reward, SharedEncoder(ws.encoder), {"preference": 1.0}, heard, audio, model.sample_rate_hz)
+    weights = settings.align.online_reward
+    scorer = weighted_scorer(reward, SharedEncoder(ws.encoder), weights, heard, audio, model.sample_rate_hz)
     policy = ws.policy(parent)
     return train_ppo(policy, prompts, CodesReward(policy, scorer), chosen, run_dir, on_step=on_step)
 

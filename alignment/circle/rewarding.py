@@ -155,16 +155,19 @@ def weighted_scorer(
     sample_rate_hz: int,
     **options: Any,
 ) -> WeightedScorer:
-    """The weighted sum of a reward model's heads and CLAP's cosine, on the scale of these clips of the base (B, N).
+    """The weighted sum of a reward model's heads and CLAP's cosine or contrast, on the scale of these clips of the base
+    (B, N), whose prompts are what the contrast takes for captions in general.
 
     ``options`` are ``WeightedScorer``'s. Raises DataError for a head that was not trained or scores all clips alike."""
-    from alignment.rewards.scorers import ClapCosine, RewardHead, WeightedScorer
+    from alignment.rewards.contrast import CaptionContrast
+    from alignment.rewards.scorers import ClapCosine, RewardHead, Scorer, WeightedScorer
 
-    parts = [
-        (ClapCosine(encoder) if name == "clap_cosine" else RewardHead(model, encoder, name), weight)
-        for name, weight in weights.items()
-        if weight
-    ]
+    def scorer(name: str) -> Scorer:
+        if name == "clap_cosine":
+            return ClapCosine(encoder)
+        return CaptionContrast(encoder, prompts) if name == "caption_contrast" else RewardHead(model, encoder, name)
+
+    parts = [(scorer(name), weight) for name, weight in weights.items() if weight]
     return WeightedScorer.on_base_clips(parts, prompts, audio, sample_rate_hz, **options)
 
 
