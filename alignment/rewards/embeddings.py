@@ -136,7 +136,7 @@ class EmbeddingCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._thread, (self.folder / ".lock").open("w") as file:
+        with self._thread, (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
