@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name}: {counts}; mean win rate of the trained {shown}")
     result = groups | {
         "runs": [{key: run.get(key) for key in COLUMNS} for run in runs], "simulated": True,
-        "failed": [f"seed {task.seed} {task.name}" for task, _ in failed],
+        "failed": sorted(f"seed {task.seed} {task.name}" for task, _ in failed),  # not in the order they ended
     }  # fmt: skip
     (out / "check.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if chosen.json:
