@@ -55,9 +55,9 @@ def leaderboard(
             board, trained, run = _rate(db, chosen, simulated, both_bad, seed)
         if html is not None:
             from alignment.evaluation.leaderboard_page import render_leaderboard
+            from alignment.evaluation.writing import write_page
 
-            html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(render_leaderboard(board, simulated_versions=trained), encoding="utf-8")
+            write_page(render_leaderboard(board, simulated_versions=trained), html, what="page")
     finally:
         db.close()
     value = {"run": str(run), **board.to_json(), "simulated_versions": list(trained)}

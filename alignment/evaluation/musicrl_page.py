@@ -10,7 +10,6 @@ from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 
-from alignment.errors import StoreError
 from alignment.evaluation import page, plots
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.metrics import bootstrap_mean
@@ -26,6 +25,7 @@ from alignment.evaluation.musicrl_report import (
     MusicRlReport,
 )  # fmt: skip
 from alignment.evaluation.terminal import number, percent
+from alignment.evaluation.writing import write_page
 
 TITLE = "MusicRL in simulation"
 NAMES = {
@@ -88,16 +88,7 @@ def render(report: MusicRlReport) -> str:
 
 def write(report: MusicRlReport, path: Path) -> Path:
     """Writes the page in one move and returns its path. Raises StoreError when the folder cannot be written."""
-    text = render(report)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path}: the report cannot be written ({error}); free space.") from error
-    return path
+    return write_page(render(report), path)
 
 
 class _Lineage(SimpleNamespace):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from string import Template
 
-from alignment.errors import StoreError
-from alignment.evaluation import plots
+from alignment.evaluation import plots, writing
 from alignment.evaluation.curves import Curve, curves_chart
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.overoptimisation import (
@@ -60,22 +57,7 @@ GLOSSARY = (
 
 def write_page(page: RunPage, path: Path) -> Path:
     """The page as one HTML file, written in one move. Raises StoreError when the folder cannot be written."""
-    text = render(page)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise StoreError(
-            f"{path}: the page cannot be written ({error}); free space or choose another folder."
-        ) from None
-    return path
+    return writing.write_page(render(page), path, what="page")
 
 
 def render(page: RunPage) -> str:

@@ -6,16 +6,15 @@ import base64
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import DataError, StoreError
+from alignment.errors import DataError
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.win_rate import WinRate
+from alignment.evaluation.writing import write_page
 
 
 @dataclass(frozen=True)
@@ -223,23 +222,7 @@ def write_report(data: ReportData, path: str | Path) -> Path:
     """
     from alignment.evaluation.page import render_page
 
-    path = Path(path)
-    text = render_page(data)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise StoreError(
-            f"{path}: the report cannot be written ({error.strerror or error}); free space or choose another folder."
-        ) from error
-    return path
+    return write_page(render_page(data), path)
 
 
 def terminal_table(data: ReportData) -> str:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
 
-from alignment.errors import StoreError
 from alignment.evaluation import page, plots
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.level_probe import QUIETER_DB
 from alignment.evaluation.reward_card import CardRow, RewardCard
 from alignment.evaluation.terminal import clean, number, percent
+from alignment.evaluation.writing import write_page
 
 HEIGHT = 260  # of a plot, in CSS pixels
 CHIPS = {"sound": "Sound", "unproven": "Unproven", "exposed": "Exposed"}
@@ -76,20 +74,7 @@ def render_card(card: RewardCard) -> str:
 
 def write_card(card: RewardCard, path: str | Path) -> Path:
     """Write the page in one move and return its path. Raises StoreError when it cannot be written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(render_card(card), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: the card cannot be written ({error.strerror or error}); free space or choose another folder."
-        ) from error
-    finally:
-        with suppress(OSError):  # where the folder is none, the first error says it all
-            temporary.unlink(missing_ok=True)
-    return path
+    return write_page(render_card(card), path, what="card")
 
 
 def card_text(card: RewardCard) -> str:
