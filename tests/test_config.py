@@ -78,6 +78,13 @@ def test_recipes_have_at_most_twenty_fields_and_each_shipped_one_opens_with_its_
         assert "attune " in path.read_text().splitlines()[0], path
 
 
+def test_what_the_demos_ppo_is_rewarded_for_is_checked_by_name_and_not_all_zero() -> None:
+    with pytest.raises(ConfigError, match="align.online_reward: there is no reward head preferense; did you mean pref"):
+        parse_recipe({"align": {"online_reward": {"preferense": 1.0}}}, DemoSettings, origin="x.yaml")
+    with pytest.raises(ConfigError, match="every weight of its reward is 0"):
+        parse_recipe({"align": {"online_reward": {"preference": 0.0}}}, DemoSettings, origin="x.yaml")
+
+
 def test_the_shipped_listener_populations_name_known_profiles() -> None:
     listeners = load_listeners()
     assert {"default", "musicrl"} <= set(listeners.populations)

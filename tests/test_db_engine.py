@@ -8,6 +8,7 @@ import sqlite3
 import pytest
 import sqlalchemy as sa
 
+from alignment.db import engine as engine_module
 from alignment.db import migrate, prompts
 from alignment.db.engine import open_database
 from alignment.domain import Axis, Outcome, RaterKind, Split, VoteDraft
@@ -119,6 +120,21 @@ def test_a_second_writing_session_in_a_thread_is_told_instead_of_waiting_for_eve
     with sqlite_database.session(), pytest.raises(DatabaseError, match="already open in this thread"):
         with sqlite_database.session():
             pass
+
+
+def test_a_connection_that_was_cut_while_it_lay_idle_is_replaced_unnoticed(postgres_url, monkeypatch):  # noqa: F811
+    migrate.upgrade(postgres_url)
+    database, other = open_database(postgres_url), sa.create_engine(postgres_url)
+    pid = sa.text("select pg_backend_pid()")
+    with database.session() as s:
+        first = s.scalar(pid)
+    with other.begin() as connection:
+        connection.execute(sa.text("select pg_terminate_backend(:pid, 5000)"), {"pid": first})
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
+    with database.session() as s:
+        assert s.scalar(pid) != first
+    database.close()
+    other.dispose()
 
 
 def test_adding_prompts_again_gives_the_same_ones_and_a_split_never_changes(any_database):  # noqa: F811

@@ -202,7 +202,7 @@ def test_ppo_goes_on_with_dpos_adapter_on_captions_that_nobody_voted_on(tmp_path
     path = tmp_path / "online.yaml"
     chosen = (
         "align: {gate: false, gate_folds: 3, method: ppo_after_dpo, beside: [dpo], use_voted_pairs: false, "
-        "online_captions: 6}\n"
+        "online_reward: {preference: 1.0, caption_contrast: 0.5}, online_captions: 6}\n"
         "ppo: {max_steps: 2, rollout_prompts: 4, num_generations: 1, generation: {clip_seconds: 0.5}}"
     )
     path.write_text(RECIPE.replace("align: {gate: false, gate_folds: 3}", chosen))
@@ -217,6 +217,9 @@ def test_ppo_goes_on_with_dpos_adapter_on_captions_that_nobody_voted_on(tmp_path
         texts = {text for (text,) in connection.execute("select text from prompt")}
     assert rows == [("tiny-base", None), ("tiny-dpo", "tiny-base"), ("tiny-dpo-ppo", "tiny-dpo")]
     assert len(metrics["history"]) == 2 and metrics["online_captions"] == 6
+    for step in metrics["history"]:
+        parts = step["rewards/preference"] + 0.5 * step["rewards/caption_contrast"]
+        assert step["reward"] == pytest.approx(parts, abs=1e-6)
     page = Path(done.json["report"]).read_text(encoding="utf-8")
     assert "Reward of the clips sung" in page
     # What PPO sings beside the voted prompts is recorded nowhere else: least of all among the held-out ones.
