@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -159,14 +160,34 @@ class PpoSettings(Recipe):
 REWARD_PARTS = ("text_adherence", "quality", "preference", "clap_cosine", "caption_contrast")
 
 
-def _check_reward(weights: dict[str, float], where: str) -> None:
+def _check_reward(weights: dict[str, float], where: str, others: Iterable[str] = ()) -> None:
+    known = (*REWARD_PARTS, *others)
     for name in weights:
-        if name not in REWARD_PARTS:
-            near = difflib.get_close_matches(name, REWARD_PARTS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REWARD_PARTS)}"
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise ValueError(f"{where}: there is no reward head {name}; {hint}")
     if not any(weights.values()):
         raise ValueError(f"{where}: every weight of its reward is 0; give one of them another")
+
+
+class ScorerSettings(Recipe):
+    """A scorer that no vote taught: Audiobox-Aesthetics or a Python function (docs/scorers.md)."""
+
+    audiobox: str | None = Field(None, description="its checkpoint.pt, fetched beforehand")
+    axis: Literal["CE", "CU", "PC", "PQ"] = Field("PQ", description="of Audiobox-Aesthetics")
+    function: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="module:function of (prompts, audio (B, N), sample rate in Hz), giving B numbers",
+    )
+    licence: str = Field("unknown", description="of what the function uses; an unknown one is refused where commercial")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ScorerSettings:
+        if (self.audiobox is None) == (self.function is None):
+            raise ValueError("a scorer is audiobox (a checkpoint) or function (module:function); give one of them")
+        return self
 
 
 class WatchSettings(Recipe):
@@ -205,7 +226,6 @@ class StageSettings(Recipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> StageSettings:
-        _check_reward(self.reward, f"stage {self.name}")
         if self.method == "dpo" and 2 * self.pairs_per_prompt > self.clips_per_prompt:
             raise ValueError(
                 f"stage {self.name}: pairs_per_prompt ({self.pairs_per_prompt}) cannot be above half of "
@@ -240,8 +260,18 @@ class AlignRecipe(Recipe):
         StageSettings(name="expert", method="expert"),
         description="what is trained from the same start for comparison, rewarded as the last stage is; null: nothing",
     )
+    scorers: dict[str, ScorerSettings] = Field({}, description="further parts of rewards, by the name that stages use")
     commercial: bool = Field(False, description="refuse scorers whose licence forbids commercial use")
+    report_to: str = Field("none", description="tensorboard, wandb, mlflow or whatever else the Trainer knows")
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+    @model_validator(mode="after")
+    def _rewards_are_known(self) -> AlignRecipe:
+        if taken := sorted(set(self.scorers) & set(REWARD_PARTS)):
+            raise ValueError(f"a scorer is called {taken[0]}, which Attune has already; give it another name")
+        for stage in (*self.stages, *([self.beside] if self.beside else ())):
+            _check_reward(stage.reward, f"stage {stage.name}", self.scorers)
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> AlignRecipe:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from alignment.circle.rewarding import further_scorers, weighted_scorer
 from alignment.circle.stages import version_name
 from alignment.config import REPOSITORY, AlignRecipe, ExpertSettings, PpoSettings, load_recipe, parse_recipe
 from alignment.errors import ConfigError
@@ -83,3 +85,33 @@ def test_the_last_stage_has_the_runs_own_name_and_the_others_their_own_ending() 
 def test_a_recipe_that_is_missing_is_said_with_where_recipes_are() -> None:
     with pytest.raises(ConfigError, match="no such file.*configs/"):
         load_recipe(Path("nowhere.yaml"), AlignRecipe)
+
+
+def test_a_reward_may_be_made_of_the_recipes_own_scorers_and_of_no_unnamed_one(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "my_scorers.py").write_text("def level(prompts, audio, rate):\n    return abs(audio).mean(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"scorers": {"level": {"function": "my_scorers:level", "licence": "MIT"}}}
+    found = recipe({"reward": {"level": -1.0, "preference": 1.0}}, **own)
+    level = further_scorers(found.scorers)["level"]
+    audio = np.array([[0.5, -0.5], [0.25, 0.25]], dtype=np.float32)
+    assert level.score(["a", "b"], audio, 16000).values.tolist() == [0.5, 0.25]
+    assert (level.name, level.licence) == ("level", "MIT")
+    with pytest.raises(ConfigError, match="stage a: there is no reward head levl; did you mean level?"):
+        recipe({"reward": {"levl": 1.0}}, **own)
+    with pytest.raises(ConfigError, match="a scorer is called quality, which Attune has already"):
+        recipe({}, scorers={"quality": {"function": "my_scorers:level"}})
+    with pytest.raises(ConfigError, match="is audiobox .* or function .*; give one of them"):
+        recipe({}, scorers={"x": {}})
+    with pytest.raises(ConfigError, match="The scorer x is my_scorers:volume, which cannot be imported"):
+        further_scorers(recipe({}, scorers={"x": {"function": "my_scorers:volume"}}).scorers)
+
+
+def test_a_scorer_of_unknown_licence_is_refused_where_the_purpose_is_commercial(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "other_scorers.py").write_text("def level(prompts, audio, rate):\n    return abs(audio).mean(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scorers = further_scorers(recipe({}, scorers={"level": {"function": "other_scorers:level"}}).scorers)
+    audio = np.linspace(0.1, 1, 8, dtype=np.float32).reshape(4, 2)
+    ask = (None, None, {"level": 1.0}, ["a", "a", "b", "b"], audio, 16000)
+    assert weighted_scorer(*ask, others=scorers).licence == "unknown"
+    with pytest.raises(ConfigError, match="level has no known licence"):
+        weighted_scorer(*ask, others=scorers, commercial=True)

@@ -199,6 +199,25 @@ def test_a_damaged_clip_stops_the_reward_model_and_names_the_clip(home: Path, ca
     assert count(home, "reward_model") == 1
 
 
+def test_a_reward_training_that_was_stopped_goes_on_from_its_last_epoch(home: Path, capsys, monkeypatch) -> None:
+    from alignment.rewards import fit
+
+    trained, whole = [], fit._train_epoch
+
+    def epoch(run, *rest):
+        if len(trained) == 3:
+            trained.append("killed")
+            raise KeyboardInterrupt
+        trained.append(run.epoch)
+        return whole(run, *rest)
+
+    monkeypatch.setattr(fit, "_train_epoch", epoch)
+    command = ("reward", "train", "likes-again", "--snapshot", "votes-1", "--home", home)
+    assert attune(capsys, *command).code == 130
+    assert attune(capsys, *command).code == 0
+    assert trained[:5] == [0, 1, 2, "killed", 3]
+
+
 def test_a_base_that_changed_since_it_was_registered_is_refused(home: Path, capsys) -> None:
     with sqlite3.connect(home / "attune.db") as connection:
         connection.execute("update version set base_sha256 = ?", ("0" * 64,))

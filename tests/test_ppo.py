@@ -267,3 +267,25 @@ def test_settings_that_do_not_fit_together_are_refused_before_anything_is_sung(t
         with pytest.raises(kind, match=message):
             train_ppo(model, prompts, low_codes, settings(**changes), tmp_path / "run")
         assert not (tmp_path / "run").exists() and not model.has_adapter
+
+
+def test_metrics_reach_whatever_report_to_names_and_an_unknown_name_is_refused_first(tmp_path, monkeypatch) -> None:
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    told, ended = [], []
+
+    class Diary(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+            told.append((state.global_step, dict(logs)))
+
+        def on_train_end(self, args, state, control, **kwargs) -> None:
+            ended.append(args.output_dir)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "diary", Diary)
+    run, folder = settings(max_steps=2), tmp_path / "run"
+    result = train_ppo(make_tiny_music(), PROMPTS, low_codes, run, folder, report_to="diary")
+    assert [{"step": step, **logs} for step, logs in told] == result.history and ended == [str(folder)]
+    with pytest.raises(ConfigError, match=r"report_to is 'notebook'.*metrics\.jsonl by itself"):
+        train_ppo(make_tiny_music(), PROMPTS, low_codes, run, tmp_path / "other", report_to="notebook")
+    assert not (tmp_path / "other").exists()

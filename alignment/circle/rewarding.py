@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,15 @@ import numpy as np
 from alignment.circle import learn
 from alignment.circle.learn import NamedSnapshot
 from alignment.circle.workspace import Progress, Workspace, no_progress
-from alignment.config import RewardSettings
+from alignment.config import RewardSettings, ScorerSettings
 from alignment.db import runs, snapshots
 from alignment.domain import Pair, RatedClip, Split
-from alignment.errors import DataError, StoreError
+from alignment.errors import ConfigError, DataError, StoreError
 from alignment.preferences import FrozenSnapshot, freeze_snapshot, write_snapshot
 
 if TYPE_CHECKING:
     from alignment.rewards.model import RewardModel
-    from alignment.rewards.scorers import SharedEncoder, WeightedScorer
+    from alignment.rewards.scorers import Scorer, SharedEncoder, WeightedScorer
 
 HEADS = ("text_adherence", "quality", "preference")
 
@@ -153,22 +154,52 @@ def weighted_scorer(
     prompts: Sequence[str],
     audio: np.ndarray,
     sample_rate_hz: int,
+    *,
+    others: Mapping[str, Scorer] | None = None,
     **options: Any,
 ) -> WeightedScorer:
-    """The weighted sum of a reward model's heads and CLAP's cosine or contrast, on the scale of these clips of the base
-    (B, N), whose prompts are what the contrast takes for captions in general.
+    """The weighted sum of a reward model's heads, CLAP's cosine or contrast and ``others`` by name, on the scale of
+    these clips of the base (B, N), whose prompts are what the contrast takes for captions in general.
 
     ``options`` are ``WeightedScorer``'s. Raises DataError for a head that was not trained or scores all clips alike."""
     from alignment.rewards.contrast import CaptionContrast
-    from alignment.rewards.scorers import ClapCosine, RewardHead, Scorer, WeightedScorer
+    from alignment.rewards.scorers import ClapCosine, RewardHead, WeightedScorer
 
     def scorer(name: str) -> Scorer:
+        if name in (others or {}):
+            return others[name]
         if name == "clap_cosine":
             return ClapCosine(encoder)
         return CaptionContrast(encoder, prompts) if name == "caption_contrast" else RewardHead(model, encoder, name)
 
     parts = [(scorer(name), weight) for name, weight in weights.items() if weight]
     return WeightedScorer.on_base_clips(parts, prompts, audio, sample_rate_hz, **options)
+
+
+def further_scorers(wanted: Mapping[str, ScorerSettings]) -> dict[str, Scorer]:
+    """A recipe's own scorers, made ready, by name. Raises ConfigError for a function that is not there, and what
+    AudioboxAesthetics raises."""
+    return {name: _further(name, settings) for name, settings in wanted.items()}
+
+
+def _further(name: str, settings: ScorerSettings) -> Scorer:
+    from alignment.rewards.scorers import CallableScorer
+
+    if settings.audiobox is not None:
+        from alignment.rewards.audiobox import AudioboxAesthetics
+
+        scorer = AudioboxAesthetics(settings.audiobox, axis=settings.axis)
+        scorer.name = name
+        return scorer
+    module, _, function = str(settings.function).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"The scorer {name} is {settings.function}, which cannot be imported ({error}); put its file's folder into "
+            "PYTHONPATH, or correct the name."
+        ) from None
+    return CallableScorer(found, name=name, licence=settings.licence)
 
 
 def held_out_weights(weights: Mapping[str, float], model: RewardModel) -> dict[str, float]:

@@ -88,11 +88,13 @@ def prepare(
 def scorers_of(ground: Ground, stage: StageSettings) -> Scorers:
     """The stage's reward, and the same from the held-out reward model, both on the base's scale."""
 
+    others = rewarding.further_scorers(ground.recipe.scorers)
+
     def on_scale(model, weights: Mapping[str, float], **options: Any) -> WeightedScorer:
         scale = ground.scale
         return rewarding.weighted_scorer(
             model, ground.encoder, weights, scale.texts, scale.audio, scale.sample_rate_hz,
-            commercial=ground.recipe.commercial, **options,
+            commercial=ground.recipe.commercial, others=others, **options,
         )  # fmt: skip
 
     held_out = ground.models.held_out
@@ -154,6 +156,8 @@ def _train(
         "watch": watch, "resume": resume, "on_step": lambda step, steps, _: progress(step, steps)
     }  # fmt: skip
     settings = stage.settings.model_copy(update={"seed": recipe.seed})
+    if stage.method != "ppo" and settings.report_to == "none":
+        settings = settings.model_copy(update={"report_to": recipe.report_to})
     if stage.method == "ppo":
         from alignment.rewards.of_codes import CodesReward
         from alignment.training.ppo import train_ppo
@@ -162,7 +166,7 @@ def _train(
         reward = CodesReward(model, scorers.proxy)
         texts = [prompt.text for prompt in ground.prompts]
         return train_ppo(
-            model, texts, reward, settings, folder, reference=stage.reference, **shared
+            model, texts, reward, settings, folder, reference=stage.reference, report_to=recipe.report_to, **shared
         ), {"prompts": len(texts)}  # fmt: skip
     from alignment.training.best_of_n import best_worst_pairs, kept_clips
     from alignment.training.dpo import train_dpo

@@ -78,6 +78,7 @@ def ppo(
     weight: Weights = None,
     reference: Annotated[str, typer.Option(help="Where KL is measured from: base, or start (the parent).")] = "base",
     captions: Annotated[int, typer.Option(min=0, help="attune-tiny captions added to the prompts sung.")] = 0,
+    report_to: Annotated[str, typer.Option(help="Also tell tensorboard, wandb, mlflow ...")] = "none",
     seconds: Seconds = 5.0,
     parent: Parent = "tiny-base",
     config: Config = None,
@@ -93,7 +94,7 @@ def ppo(
     settings = load_recipe(config or REPOSITORY / "configs" / "ppo.yaml", PpoSettings)
     stage = {"name": "ppo", "method": "ppo", "ppo": settings.model_dump(), "reference": reference}
     _one_stage(name, stage, weight, settings.seed, snapshot, parent, reward_model, watch, resume, seed, home, database,
-               as_json, generation={"clip_seconds": seconds}, more_captions=captions)  # fmt: skip
+               as_json, generation={"clip_seconds": seconds}, more_captions=captions, report_to=report_to)  # fmt: skip
 
 
 @align.command("run")

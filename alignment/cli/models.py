@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace, table
+from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace, settings_of, table
 
 reward = typer.Typer(no_args_is_help=True, help="Reward models.")
 versions = typer.Typer(no_args_is_help=True, help="Registered versions and their lineage.")
@@ -42,8 +42,9 @@ def train(
 
     ws = open_workspace(home, database)
     taken = load_snapshot(ws, snapshot)
+    run_dir = Path(settings_of(home, database).store).parent / "runs" / f"reward-{name}"
     with bar("reward model") as progress:
-        model = train_reward_model(ws, name, taken, settings, progress)
+        model = train_reward_model(ws, name, taken, settings, progress, run_dir=run_dir)
     test = taken.frozen.split(Split.TEST)
     accuracies = accuracy_of(ws, model, test) if any(pair.preference != 0.5 for pair in test) else {}
     lines = [f"{name}: {model.metrics['train_pairs']} training pairs, simulated votes: {taken.frozen.simulated}"]
@@ -78,7 +79,6 @@ def score(
 @versions.command("list")
 def list_all(home: Home = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
     """All versions, oldest first."""
-    from alignment.cli.common import settings_of
     from alignment.db.engine import open_database
     from alignment.db.versions import list_versions
 
@@ -106,7 +106,6 @@ def list_all(home: Home = None, database: DatabaseUrl = None, as_json: AsJson = 
 @versions.command("show")
 def show(name: str, home: Home = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
     """One version with its lineage down to the votes."""
-    from alignment.cli.common import settings_of
     from alignment.db.engine import open_database
     from alignment.versions import lineage
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
 
 from alignment.config import AdapterSettings
-from alignment.errors import ConfigError
+from alignment.training.reporting import check_report_to
 
 
 def training_arguments(
@@ -24,7 +23,7 @@ def training_arguments(
     """The settings as the Trainer's arguments, of class ``kind`` with ``more`` of its own.
 
     Under torchrun this is where the processes find each other. Raises ConfigError when ``report_to`` cannot be used."""
-    _check_report_to(settings.report_to)
+    check_report_to(settings.report_to)
     shared: dict[str, Any] = {
         "output_dir": str(run_dir),
         "learning_rate": settings.learning_rate,
@@ -59,15 +58,3 @@ def training_arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
-
-
-def _check_report_to(name: str) -> None:
-    """Raise ConfigError, before anything is trained, when what should be told of the run is unknown or not there."""
-    if name == "none":
-        return
-    try:
-        for reporter in get_reporting_integration_callbacks([name]):
-            reporter()
-    except (ValueError, RuntimeError, ImportError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"report_to is {name!r}: {line} Every run also writes metrics.jsonl by itself.") from None

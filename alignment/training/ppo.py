@@ -28,6 +28,7 @@ from alignment.training.ppo_state import PpoState, read_checkpoint, write_checkp
 from alignment.training.processes import is_first_process
 from alignment.training.ranks import Ranks
 from alignment.training.reinforce import RewardFn
+from alignment.training.reporting import Reporting, check_report_to
 from alignment.training.trainer import OnStep, TrainResult
 from alignment.training.value import ValueHead
 from alignment.training.watching import PREFIX, MetricsFile, Watch, Watcher
@@ -48,6 +49,7 @@ def train_ppo(
     reference: Literal["base", "start"] = "base",
     watch: Watch | None = None,
     resume: bool = False,
+    report_to: str = "none",
     on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train the model's adapter to sing clips that ``reward`` likes; the model is left with it, trained.
@@ -60,11 +62,13 @@ def train_ppo(
     History, one entry a step: reward, reward_std and rewards/NAME for each of its parts; kl (nats a clip, policy
     from reference, on the clips just sung), kl_coef; loss, approx_kl (nats a step, since the rollout), clip_ratio,
     grad_norm, learning_rate; loss/value, explained_variance; entropy (nats a code); drift (sampler against trainer,
-    nats a code); seconds/rollout, seconds/update. Raises ConfigError for settings that do not fit together,
+    nats a code); seconds/rollout, seconds/update. They are lines of metrics.jsonl too, and go to whatever of the
+    Trainer's reporters ``report_to`` names. Raises ConfigError for settings that do not fit together,
     TrainingError, naming step, prompts and last good checkpoint, for a constant reward and anything not finite."""
     started = time.monotonic()
     run_dir, prompts = Path(run_dir), list(prompts)
     _check(prompts, settings)
+    check_report_to(report_to)
     about = {
         "method": "ppo",
         "settings": settings.model_dump(mode="json"),
@@ -79,8 +83,10 @@ def train_ppo(
     trainer = PpoTrainer(model, prompts, reward, settings, run_dir, ranks, reference=reference, watch=watch)
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    reporting = Reporting(report_to, run_dir, max_steps=settings.max_steps, seed=settings.seed)
     with PolicyModule(model).checkpointing(enabled=settings.gradient_checkpointing):
-        trainer.train(on_step)
+        trainer.train(on_step, reporting)
+    reporting.close()
     state, adapter_dir = trainer.state, run_dir / "adapter"
     save_adapter(model, adapter_dir)
     return TrainResult(
@@ -130,7 +136,7 @@ class PpoTrainer:
         if watch is not None:
             self.watcher = Watcher(watch, model, run_dir, every=settings.eval_steps, patience=settings.patience)
 
-    def train(self, on_step: OnStep | None = None) -> None:
+    def train(self, on_step: OnStep | None = None, reporting: Reporting | None = None) -> None:
         """Steps until max_steps or until the watch has seen enough; then the adapter that it likes best is put on."""
         settings, state = self.settings, self.state
         lines = MetricsFile(self.run_dir, after=state.step or None)
@@ -141,6 +147,8 @@ class PpoTrainer:
             metrics |= self._look(state.step)
             state.history.append({"step": state.step, **metrics})
             lines.write(state.step, metrics)
+            if reporting is not None:
+                reporting.write(state.step, metrics)
             if settings.save_steps and state.step % settings.save_steps == 0 and is_first_process():
                 write_checkpoint(self.run_dir, state, self.model, self.head, self.optimizers)
             if on_step is not None:
