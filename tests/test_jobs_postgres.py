@@ -1,4 +1,4 @@
-"""Several workers against one PostgreSQL: each job runs once, a lost worker's jobs are reassigned, outages waited out."""
+"""Several workers against one PostgreSQL: a lost one's jobs are reassigned, an outage is waited out."""
 
 from __future__ import annotations
 
