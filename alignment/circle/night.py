@@ -62,9 +62,13 @@ class Night:
 
     def base(self) -> None:
         """Registers attune-tiny in a home that has no version yet; any other base is registered by hand."""
-        if self.recipe.base == BASE_NAME:
-            register_base(self.ws.database, name=BASE_NAME, base="tiny", base_sha256=self.ws.base_model("tiny").base_sha256)
-        self.ws.version(self.recipe.base)
+        try:
+            self.ws.version(self.recipe.base)
+        except NotFoundError:
+            if self.recipe.base != BASE_NAME:
+                raise
+            sha256 = self.ws.base_model("tiny").base_sha256
+            register_base(self.ws.database, name=BASE_NAME, base="tiny", base_sha256=sha256)
 
     def champion(self) -> str:
         """Who a candidate must win over: the promoted version, or the base while there is none."""

@@ -12,9 +12,10 @@ from alignment.circle import listen
 from alignment.circle.captions import add_captions
 from alignment.circle.checks import automatic_checks, failures
 from alignment.circle.evidence import candidate_alpha
-from alignment.circle.generate import Clips, generate_clips
+from alignment.circle.compare_recipe import MetricSettings
+from alignment.circle.generate import Clips
+from alignment.circle.measure_version import measure_versions, sing_all
 from alignment.circle.night import Night, open_contest
-from alignment.circle.score_study import score_study
 from alignment.db import gates, people, studies
 from alignment.db.gates import RecordedDecision
 from alignment.db.prompts import get_prompts, list_prompts
@@ -71,18 +72,17 @@ def singers(night: Night) -> list[str]:
     return list(dict.fromkeys([night.name, night.results["votes"]["champion"], night.recipe.base]))
 
 
+def metric_settings(night: Night) -> MetricSettings:
+    """How the night's singers are sung and measured: all alike, with the night's own random numbers."""
+    models = night.results["reward"]["models"]
+    own = {"generation": night.recipe.generation, "seed": CAPTION_SEED + night.seed, "reward_models": tuple(models)}
+    return night.recipe.metrics.model_copy(update=own)
+
+
 def clips_of(night: Night) -> tuple[list[Prompt], dict[str, Clips]]:
     """The contest's prompts and each singer's clips of them; those there already are not sung again."""
-    prompts, sung = contest_prompts(night), {}
-    for number, name in enumerate(singers(night)):
-        def tell(done: int, total: int, number: int = number, name: str = name) -> None:
-            night.tell((number + done / max(1, total)) / len(singers(night)), f"{name} sings")
-
-        sung[name] = generate_clips(
-            night.ws, name, prompts, night.recipe.generation.to_domain(),
-            per_prompt=night.recipe.contest.clips_per_prompt, seed=CAPTION_SEED + night.seed, progress=tell,
-        )  # fmt: skip
-    return prompts, sung
+    prompts = contest_prompts(night)
+    return prompts, sing_all(night.ws, singers(night), prompts, metric_settings(night), night.progress("singing"))
 
 
 def sing(night: Night) -> Mapping[str, Any]:
@@ -97,19 +97,17 @@ def check(night: Night) -> Mapping[str, Any]:
     """Measures the singers on equal terms and looks whether the candidate's figures lie within the gate's bounds.
 
     A candidate that fails is rejected here, and nobody is asked to listen to it."""
-    from alignment.circle.measure_version import MetricSettings, measure_versions
-
     prompts = contest_prompts(night)
-    measure_versions(
-        night.ws, singers(night), prompts=prompts, settings=MetricSettings(), job_id=night.job_id,
-        progress=night.progress("metrics"),
+    found = measure_versions(
+        night.ws, singers(night), prompts=prompts, settings=metric_settings(night), name=f"{night.name}-metrics",
+        job_id=night.job_id, progress=night.progress("metrics"),
     )  # fmt: skip
     with night.ws.database.session(write=False) as s:
-        measured = {name: gates.latest_metrics(s, name) for name in singers(night)}
+        measured = gates.latest_metrics(s, night.name)
     champion = night.results["votes"]["champion"]
-    reasons = automatic_checks(night.name, champion, measured[night.name], night.recipe.rules)
+    reasons = automatic_checks(night.name, champion, measured, night.recipe.rules)
     said = failures(reasons)
-    out = {"measured": measured, "reasons": [vars(reason) for reason in reasons], "passed": not said}
+    out = {"comparison": found.name, "reasons": [vars(reason) for reason in reasons], "passed": not said}
     if said:
         reject(night, champion, list(reasons), f"The automatic checks failed, and nobody was asked to listen: {said}")
         out["reason"] = said
@@ -145,7 +143,9 @@ def open_study(night: Night) -> Mapping[str, Any] | Skip | Wait:
                 return Wait(f"{other.candidate} is still being heard; one candidate at a time.", BUSY_SECONDS)
             champion = night.results["votes"]["champion"]
             if (now := night.champion()) != champion:
-                return Skip(f"{now} became champion while {night.name} was trained; it is not heard against {champion}.")
+                return Skip(
+                    f"{now} became champion while {night.name} was trained; it is not heard against {champion}."
+                )
             pairs = {champion: listen.pairs_across(first[champion], first[night.name])}
             if base != champion and wants_base:
                 pairs[base] = listen.pairs_across(first[base], first[night.name])
@@ -169,13 +169,13 @@ def open_study(night: Night) -> Mapping[str, Any] | Skip | Wait:
                           "simulated": night.recipe.simulated,
                           "pairs": {name: len(own) for name, own in pairs.items()}},
             )  # fmt: skip
-            people.add_audit(s, actor=night.actor, action="study.create", subject=night.study, after={"job": night.job_id})
+            about = {"job": night.job_id}
+            people.add_audit(s, actor=night.actor, action="study.create", subject=night.study, after=about)
             mine = opening_of(s, night)
     night.say(f"Study {night.study} is open: {sum(mine.evidence['pairs'].values())} pairs.")
-    scored = score_study(night.ws, night.results["reward"]["models"][0], night.study, night.progress("reward scores"))
     return {
         "study": night.study, "champion": mine.champion, "alpha": mine.alpha_spent, "pairs": mine.evidence["pairs"],
-        "opened": mine.created_at.isoformat(timespec="seconds"), "scored_clips": scored,
+        "opened": mine.created_at.isoformat(timespec="seconds"),
         "simulated": night.recipe.simulated,
     }  # fmt: skip
 

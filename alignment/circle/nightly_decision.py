@@ -1,19 +1,20 @@
-"""The night's decision: looks at the contest's votes until the gate decides, then promotes the candidate or does not."""
+"""The night's decision: looks at the contest's votes until the gate decides; then promotes the candidate or not."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from alignment import versions
 from alignment.circle import listen
 from alignment.circle.evidence import gather_evidence
 from alignment.circle.night import Night
-from alignment.circle.nightly_contest import opening, pair_count
+from alignment.circle.nightly_contest import pair_count
 from alignment.db import gates, studies
 from alignment.db.base import utcnow
+from alignment.db.clips import get_clips
 from alignment.db.gates import RecordedDecision
 from alignment.domain import VersionStatus
 from alignment.evaluation.gate import Decision, Evidence, decide
@@ -55,8 +56,7 @@ def look(night: Night) -> Mapping[str, Any] | Skip | Wait:
                 return _stop(night, f"The simulated listeners have nothing left to say after {so_far}")
             night.say(f"Not decided yet: {so_far}")
             continue
-        opened = opening(night)
-        if opened is not None and utcnow() - opened.created_at > timedelta(days=night.recipe.contest.days):
+        if utcnow() - datetime.fromisoformat(begun["opened"]) > timedelta(days=night.recipe.contest.days):
             return _stop(night, f"Nothing was decided in {night.recipe.contest.days:g} days: {so_far}")
         return Wait(f"Listening: {so_far}", night.recipe.contest.look_seconds)
 
@@ -87,7 +87,10 @@ def _listen(night: Night, heard: dict[str, Judgement]) -> int:
     rules, saved = night.recipe.panel, len(listen.votes_of(night.ws, night.study))
     turn = saved // rules.look_votes
     if not heard:
-        heard |= _judge_clips(night)
+        with night.ws.database.session(write=False) as s:
+            battles = studies.list_battles(s, studies.get_study(s, night.study).id)
+            clips = get_clips(s, {clip for one in battles for clip in (one.clip_1_id, one.clip_2_id)})
+        heard |= listen.judge_clips(night.ws, Judge(), list(clips.values()), night.progress("the judge listens"))
     return listen.simulate_votes(
         night.ws, night.study, load_listeners(), judge=Judge(), population=rules.population, raters=rules.raters,
         votes=(turn + 1) * rules.look_votes - saved, seed=2 * (night.seed + 7919 * (turn + 1)) + 1, heard=heard,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from alignment.circle.compare_recipe import MetricSettings
 from alignment.config import AlignRecipe, GenerationSettings, Recipe, RewardSettings, StageSettings
 from alignment.evaluation.gate import GateRecipe
 from alignment.studies import Onboarding, Pacing
@@ -27,7 +28,6 @@ class ContestRules(Recipe):
 
     prompt_set: str | None = Field(None, description="a named set of prompts; none: all of the leaderboard split")
     captions: int = Field(0, ge=0, le=5000, description="attune-tiny captions drawn fresh for the night, instead")
-    clips_per_prompt: int = Field(2, ge=2, le=4, description="sung by each for the metrics; listeners hear the first")
     access: Literal["invited", "open"] = "invited"
     minimum_listening_seconds: float = Field(2.0, ge=0, le=60, description="distinct seconds of each clip")
     onboarding: Onboarding = Onboarding()
@@ -59,7 +59,10 @@ class NightlyRecipe(Recipe):
     align: AlignRecipe = Field(
         AlignRecipe(stages=(StageSettings(name="dpo", method="dpo"),)), description="as of attune align run"
     )
-    generation: GenerationSettings = Field(GenerationSettings(), description="how the contest's clips are sung")
+    generation: GenerationSettings = Field(GenerationSettings(), description="how clips are sung that are voted on")
+    metrics: MetricSettings = Field(
+        MetricSettings(), description="of the automatic checks; generation, seed and reward models are the night's own"
+    )
     gate: GateRecipe = GateRecipe()
     contest: ContestRules = ContestRules()
     listeners: str | ListenerRules | None = Field(
