@@ -19,6 +19,7 @@ from alignment.db import gates, new_votes, snapshots, studies
 from alignment.db.gates import RecordedDecision
 from alignment.db.snapshots import Snapshot
 from alignment.db.studies import Study
+from alignment.db.version_changes import studies_heard_by_people
 from alignment.domain import RaterKind
 from alignment.errors import ConfigError, DataError, NotFoundError
 from alignment.jobs import StepContext
@@ -106,11 +107,12 @@ class Night:
         if not self.recipe.simulated:
             return
         with self.ws.database.session(write=False) as s:
-            heard = new_votes.people_listen(s)
+            heard = studies_heard_by_people(s)
         if heard:
             raise ConfigError(
-                "People listen in this home, and the recipe is simulated: simulated votes promote nothing that people "
-                "hear. Use another --home for simulations, or a recipe without listeners and simulated."
+                f"People listen in this home (study {heard[0]}), and the recipe is simulated: simulated votes promote "
+                "nothing that people hear. Use another --home for simulations, or a recipe without listeners and "
+                "simulated."
             )
 
     def open_contest(self) -> RecordedDecision | None:
@@ -145,9 +147,7 @@ def opened(context: StepContext) -> Iterator[Night]:
     settings = Settings.from_environment(database=context.database_url, store=store)
     ws = Workspace.open(settings)
     try:
-        yield Night(
-            ws, recipe, context.job_id, store, context.run_dir, context.results, context.say, context.progress
-        )
+        yield Night(ws, recipe, context.job_id, store, context.run_dir, context.results, context.say, context.progress)
     finally:
         ws.database.close()
 

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from alignment.circle import listen
 from alignment.circle.captions import add_captions
 from alignment.circle.checks import automatic_checks, failures
-from alignment.circle.evidence import candidate_alpha
 from alignment.circle.compare_recipe import MetricSettings
+from alignment.circle.evidence import candidate_alpha
 from alignment.circle.generate import Clips
 from alignment.circle.measure_version import measure_versions, sing_all
 from alignment.circle.night import Night, open_contest
@@ -208,5 +208,3 @@ def _rules(night: Night, rivals: list[str]) -> StudyRecipe:
 def pair_count(opening: Mapping[str, Any]) -> int:
     """Pairs between candidate and champion: as many bets as the test can ever settle."""
     return int(opening["pairs"][opening["champion"]])
-
-

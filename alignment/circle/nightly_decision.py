@@ -128,9 +128,7 @@ def _stop(night: Night, why: str) -> Mapping[str, Any]:
     return _outcome(night, made)
 
 
-def _keep(
-    night: Night, outcome: str, evidence: Mapping[str, Any], champion: str, alpha: float
-) -> RecordedDecision:
+def _keep(night: Night, outcome: str, evidence: Mapping[str, Any], champion: str, alpha: float) -> RecordedDecision:
     with night.ws.database.session() as s:
         known = [one for one in gates.list_decisions(s, candidate=night.name)
                  if one.evidence.get("job_id") == night.job_id and not one.evidence.get("opened")]  # fmt: skip
@@ -167,12 +165,12 @@ def promote(night: Night) -> Mapping[str, Any] | Skip:
         return Skip(f"{night.name} was retired meanwhile and is not promoted.")
     with night.ws.database.session(write=False) as s:
         last = gates.list_decisions(s, candidate=night.name)[-1]
-    if str(last.id) != found["decision"] and last.outcome == "rejected":
+    if last.outcome != "promoted":
         return Skip(
-            f"A later look at the gate, decision {last.id}, rejected {night.name}; nothing is promoted while decisions "
-            "contradict each other. Look with attune gate check and promote by hand."
+            f"A later look at the gate, decision {last.id}, says {last.outcome}; nothing is promoted while decisions "
+            f"contradict each other. Look at both with attune versions show {night.name}."
         )
     if (now := night.champion()) != found["champion"]:
         return Skip(f"{now} became champion after {night.name} had won over {found['champion']}; nothing is promoted.")
-    versions.promote(night.ws.database, night.name, actor=night.actor, decision=uuid.UUID(found["decision"]))
-    return {"promoted": night.name, "former": found["champion"], "decision": found["decision"]}
+    versions.promote(night.ws.database, night.name, actor=night.actor, decision=last.id)
+    return {"promoted": night.name, "former": found["champion"], "decision": str(last.id)}

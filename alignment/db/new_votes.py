@@ -1,4 +1,4 @@
-"""Queries about what has come in since: counted votes after a snapshot, and whether people hear this database."""
+"""Queries about votes that have come in since a snapshot was taken."""
 
 from __future__ import annotations
 
@@ -46,11 +46,3 @@ def count_new_votes(s: Session, study_ids: Sequence[uuid.UUID], *, after: uuid.U
     if after is not None:
         query = query.where(VoteTable.id > after)  # ids are UUIDv7: in the order of saving
     return s.scalar(query) or 0
-
-
-def people_listen(s: Session) -> bool:
-    """Whether a person ever opened a session here, or a study for people is open to one."""
-    heard = sa.exists().where(ListeningSessionRow.rater_id == RaterRow.id, RaterRow.kind == RaterKind.HUMAN)
-    return bool(s.scalar(sa.select(heard))) or any(
-        study.state in ("open", "paused") for study in studies_of(s, RaterKind.HUMAN)
-    )
