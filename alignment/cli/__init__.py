@@ -15,6 +15,7 @@ from alignment.cli import (
     database,
     demo,
     gate,
+    jobs,
     leaderboard,
     models,
     reproduce,
@@ -53,6 +54,7 @@ app.command("compare")(circle.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
 app.add_typer(versions.app, name="versions")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
