@@ -185,9 +185,7 @@ def changed(recipe: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The recipe with other values; a mapping is merged into the one there."""
     out = dict(recipe)
     for key, value in more.items():
-        out[key] = (
-            {**out.get(key, {}), **value} if isinstance(value, dict) and isinstance(out.get(key), dict) else value
-        )
+        out[key] = {**out.get(key, {}), **value} if isinstance(value, dict) else value
     return out
 
 
