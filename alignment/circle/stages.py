@@ -137,6 +137,7 @@ def run_stage(
         job_id=ground.job_id and f"{ground.job_id}/{new}",  # a job may train several versions
         run={
             "kind": stage.method, "snapshot_id": ground.snapshot.id, "seconds": result.seconds, "metrics": metrics,
+            "reward_models": ground.models.names,
             "config": stage.settings.model_dump(mode="json") | {
                 "stage": stage.model_dump(mode="json", exclude={"dpo", "expert", "ppo"}),
                 "recipe": ground.recipe.model_dump(mode="json", exclude={"stages", "beside"}),
