@@ -227,7 +227,7 @@ def _listen(shown: ComparePage) -> str:
             f'<div class="clip {"aligned" if clip.version == first else "base"}"><div class="clip-head">'
             f'<span class="clip-version">{escape(clip.version)}</span>'
             f"<small>{'silent' if clip.lufs is None else f'{number(clip.lufs)} LUFS as sung'}</small></div>"
-            f'<audio controls preload="none" src="{escape(clip.source)}" '
+            f'<audio controls preload="metadata" src="{escape(clip.source)}" '
             f'aria-label="{escape(f"{clip.version}: {one.text}")}"></audio></div>'
             for clip in one.clips
         )
