@@ -16,6 +16,7 @@ from alignment.cli import (
     database,
     demo,
     gate,
+    jobs,
     leaderboard,
     models,
     reproduce,
@@ -52,6 +53,7 @@ app.add_typer(align.align, name="align")
 app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.versions, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
