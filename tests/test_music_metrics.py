@@ -9,8 +9,8 @@ import pytest
 
 from alignment.errors import DataError
 from alignment.evaluation.music_metrics import (
-    copies,
     LEVEL_FLOOR_LUFS,
+    copies,
     onset_rate_hz,
     pitch_class_entropy_bits,
     sound_metrics,
