@@ -11,49 +11,46 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from alignment.db import jobs as queries
-from alignment.db.base import utcnow
-from alignment.db.tables_jobs import open_ledger
 from alignment.errors import AttuneError, DatabaseError
 from alignment.jobs.kinds import KINDS
 from alignment.jobs.parts import Command, Finish, Outcome, Skip, Step, StepContext, Wait
 
-TELL_SECONDS = 0.5  # between two signs of progress in the ledger
+TELL_SECONDS = 0.25  # between two signs of progress
+NO_SLOT = "waits for the GPU slot"
 
 
 class Teller:
-    """Tells the ledger how far the step is, now and then, and never lets the ledger stop the work."""
+    """Tells the worker how far the step is, now and then: lines of JSON before the one with the answer."""
 
-    def __init__(self, url: str, job_id: str, step: str) -> None:
-        self.url, self.job_id, self.step, self.last = url, job_id, step, 0.0
+    def __init__(self, fd: int) -> None:
+        self.fd, self.last, self.guard = fd, 0.0, threading.Lock()
 
     def progress(self, share: float | None, text: str) -> None:
         now = time.monotonic()
         if now - self.last >= TELL_SECONDS or share == 1:
             self.last = now
-            values = {"text": text[:500]} | ({} if share is None else {"share": min(1.0, max(0.0, float(share)))})
-            self.write(**values)
+            known = {} if share is None else {"share": min(1.0, max(0.0, float(share)))}
+            self.tell(text=text[:500], **known)
 
-    def write(self, **values: Any) -> None:
-        with contextlib.suppress(DatabaseError):
-            with open_ledger(self.url).session() as s:
-                queries.set_step(s, self.job_id, self.step, **values)
+    def tell(self, **said: Any) -> None:
+        with self.guard:
+            os.write(self.fd, (json.dumps(said) + "\n").encode())
 
 
 def main() -> None:
     spec = json.loads(sys.stdin.readline())
-    answer_fd = os.dup(1)
+    teller = Teller(os.dup(1))
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    teller = Teller(spec["ledger"], spec["job_id"], spec["step"])
     answer = run(spec, teller)
     sys.stdout.flush()
-    os.write(answer_fd, (json.dumps(answer) + "\n").encode())
+    teller.tell(**answer)
 
 
 def run(spec: dict[str, Any], teller: Teller) -> dict[str, Any]:
@@ -64,7 +61,8 @@ def run(spec: dict[str, Any], teller: Teller) -> dict[str, Any]:
         step = next(one for one in KINDS[spec["kind"]].load().steps if one.name == spec["step"])
         answer = _told(_outcome(step, spec, teller, began))
     except AttuneError as error:
-        answer = {"state": "failed", "reason": str(error), "database": isinstance(error, DatabaseError)}
+        answer = {"state": "failed", "reason": str(error), "database": isinstance(error, DatabaseError),
+                  "crashed": getattr(error, "crashed", False)}  # fmt: skip
     except OSError as error:
         traceback.print_exc()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -90,12 +88,10 @@ def _outcome(step: Step, spec: dict[str, Any], teller: Teller, began: list[float
         slot = None
 
         def take_slot() -> Any:
-            taken = held.enter_context(
-                gpu_slot(slots_folder(context.home), on_wait=lambda: teller.write(text="waits for the GPU slot"))
-            )
+            taken = held.enter_context(gpu_slot(slots_folder(context.home), on_wait=lambda: teller.tell(text=NO_SLOT)))
             os.environ.update(taken.environment)
             began[0] = time.monotonic()
-            teller.write(text=None, started=utcnow())
+            teller.tell(text="", started=time.time())
             return taken
 
         if step.gpu:

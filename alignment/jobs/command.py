@@ -25,7 +25,13 @@ Tell = Callable[[float | None, str], None]
 
 
 class CommandFailed(TrainingError):
-    """A command of a job ended with an error; its last words say why."""
+    """A command of a job ended with an error; its last words say why. ``crashed``: a signal killed it."""
+
+    crashed = False
+
+
+class CommandKilled(CommandFailed):
+    crashed = True
 
 
 def argv_of(command: Command) -> tuple[str, ...]:
@@ -66,7 +72,7 @@ def run_command(command: Command, *, job_id: str, slot: Slot | None, tell: Tell)
             heard.ended.set()
             processes.end(process)
     if status:
-        raise CommandFailed(failure(status, heard.last_words))
+        raise (CommandKilled if status < 0 else CommandFailed)(failure(status, heard.last_words))
     return result_of(command, heard.result)
 
 

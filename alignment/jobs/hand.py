@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,8 @@ LOOK_SECONDS = 0.1
 GRACE_SECONDS = 2.0  # for a step to end by itself
 COPY_SECONDS = 0.5  # between two copies of a step's log into the ledger
 MOST_LINES = 2000  # of a step that the ledger keeps; the file keeps all
+MOST_CRASHES = 2  # of a step killed by a signal (no memory, a kill by hand), before it counts as failed
+LONG_SECONDS = 600.0  # an attempt that lived so long makes the crashes before it forgotten
 LONGEST_OUTAGE_SECONDS = 900.0  # of a database, within one step
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 T = TypeVar("T")
@@ -83,8 +87,8 @@ class Hand:
 
     def perform(self, step: Step, results: Mapping[str, Any]) -> dict[str, Any]:
         """What came of the step (see ``child.run``), after as many attempts as it allows; ``stopped`` when the job was
-        taken away. An outage of a database is waited out and counts as no attempt."""
-        failures, outage = 0, 0.0
+        taken away. An outage of a database is waited out; what a signal killed is started again, a few times."""
+        failures, crashes, outage = 0, 0, 0.0
         while True:
             try:
                 self.pause(0)
@@ -94,6 +98,8 @@ class Hand:
                 if answer.get("database") and outage < LONGEST_OUTAGE_SECONDS:
                     wait = min(_LONGEST_PAUSE, 1.0 + outage)
                     outage += wait + answer.get("seconds", 0.0)
+                elif answer.get("crashed") and (crashes := _crashes(crashes, answer)) <= MOST_CRASHES:
+                    wait = min(60.0, 2.0 ** (crashes - 1))
                 elif failures < step.retries:
                     failures += 1
                     wait = min(60.0, 2.0**failures)
@@ -127,39 +133,50 @@ class Hand:
             process = processes.start(child, environment=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                       stderr=output)  # fmt: skip
         try:
-            return self._hear(process, copier, self._spec(step, results))
+            return self._hear(process, copier, step.name, self._spec(step, results))
         finally:
             processes.end(process, grace=0.0)
             copier.copy(all_of_it=True)
 
-    def _hear(self, process: subprocess.Popen[bytes], copier: LogCopy, spec: Mapping[str, Any]) -> dict[str, Any]:
-        heard: list[bytes] = []
-        reader = threading.Thread(target=lambda: heard.append(process.stdout.read()), daemon=True)
+    def _hear(
+        self, process: subprocess.Popen[bytes], copier: LogCopy, step: str, spec: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        answers: list[dict[str, Any]] = []
+        reader = threading.Thread(target=_read, args=(process.stdout, told, answers), daemon=True)
         reader.start()
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; its status says how
             process.stdin.write((json.dumps(spec) + "\n").encode())
             process.stdin.close()
-        except BrokenPipeError:
-            pass  # it ended at once; its status says how
-        copied = time.monotonic()
+        began = copied = time.monotonic()
         while process.poll() is None:
             if self._stopped.wait(LOOK_SECONDS):
                 processes.end(process, grace=GRACE_SECONDS)
                 self.pause(0)
             if time.monotonic() - copied > COPY_SECONDS:
+                self._copy_progress(step, told)
                 copier.copy()
                 copied = time.monotonic()
         reader.join(5.0)
-        said = b"".join(heard).strip()
-        if said:
-            return json.loads(said.splitlines()[-1])
+        if answers:
+            return answers[-1]
+        copier.copy(all_of_it=True)
         reason = failure(process.returncode, copier.last_words).replace("The command", "The step")
-        return {"state": "failed", "reason": reason}
+        crashed = {"crashed": True} if process.returncode < 0 else {}
+        return {"state": "failed", "reason": reason, "seconds": round(time.monotonic() - began, 3), **crashed}
+
+    def _copy_progress(self, step: str, told: dict[str, Any]) -> None:
+        values = {key: told.pop(key) for key in list(told)}
+        if "started" in values:  # the wait for the GPU slot is no work
+            values["started"] = datetime.fromtimestamp(values["started"], UTC)
+        if values:
+            with contextlib.suppress(DatabaseError), self.ledger.session() as s:
+                queries.set_step(s, self.job.id, step, **values)
 
     def _spec(self, step: Step, results: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "job_id": self.job.id, "kind": self.job.kind, "step": step.name, "home": str(home_of(self.settings)),
-            "database_url": self.settings.database_url, "store": self.settings.store, "ledger": self.ledger.url,
+            "database_url": self.settings.database_url, "store": self.settings.store,
             "run_dir": str(self.folder), "recipe": dict(self.job.recipe), "results": dict(results),
         }  # fmt: skip
 
@@ -167,6 +184,20 @@ class Hand:
         with self.ledger.session() as s:
             queries.add_lines(s, self.job.id, lines, step=step)
             queries.touch_job(s, self.job.id)
+
+
+def _crashes(before: int, answer: Mapping[str, Any]) -> int:
+    return 1 if answer.get("seconds", 0.0) > LONG_SECONDS else before + 1
+
+
+def _read(stream: Any, told: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    """Keeps the newest of what a child says of its progress, and its answer."""
+    for line in stream:
+        said = json.loads(line)
+        if "state" in said:
+            answers.append(said)
+        else:
+            told.update(said)
 
 
 class LogCopy:
