@@ -193,6 +193,28 @@ def test_people_who_like_the_champion_keep_it(again: Drive) -> None:
     assert "It lost" in again.said["promote"] and "is rejected" in again.results["report"]["said"]
 
 
+def test_votes_that_run_out_without_a_winner_reject_the_candidate(again: Drive) -> None:
+    vote(workspace(again.home), STUDY, lambda *_: Outcome.TIE, raters=2)
+    again.run()
+    # Eight pairs settle eight bets at the most, however many more votes the recipe would take.
+    assert again.results["decide"]["outcome"] == "rejected"
+    assert "It did not win in the 10 votes it had: win rate 50.0%" in again.results["decide"]["said"]
+
+
+def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> None:
+    sing_otherwise(before.home, "by hand", "other", seed=2)
+    versions.promote(workspace(before.home).database, "other", actor="x", force=True, reason="the first champion")
+    before.results["votes"] = before.results["votes"] | {"champion": "other"}
+    before.run(until="decide")
+    assert before.results["study"]["pairs"] == {"other": 8, "tiny-base": 8}
+    say(before, NAME)
+    before.run()
+    evidence = decisions(before)[-1].evidence
+    assert (evidence["over_champion"]["n"], evidence["over_base"]["n"]) == (8, 8) and champion(before) == NAME
+    page = Path(before.results["report"]["page"]).read_text(encoding="utf-8")
+    assert "over other" in page and "over tiny-base" in page
+
+
 def test_a_study_closed_by_hand_promotes_nothing_and_is_decided_once(again: Drive) -> None:
     say(again, NAME, votes=2)
     set_study_state(workspace(again.home).database, STUDY, "closed", actor="an organiser")
