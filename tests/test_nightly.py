@@ -20,6 +20,7 @@ from alignment.circle.trust import Trust
 from alignment.db.gates import list_decisions, record_decision
 from alignment.db.new_votes import count_new_votes
 from alignment.db.studies import get_study
+from alignment.domain import Outcome
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.evaluation import reward_card_page
 from alignment.evaluation.intervals import Interval
