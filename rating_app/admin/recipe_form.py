@@ -137,14 +137,14 @@ def values_from(recipe: type[BaseModel], form: Form) -> dict[str, Any]:
     return values
 
 
-def values_from_yaml(text: str) -> tuple[dict[str, Any], Faults]:
-    """(values, faults) of pasted YAML; faults tell when it is none."""
+def values_from_yaml(text: str, *, example: str = "configs/study.yaml") -> tuple[dict[str, Any], Faults]:
+    """(values, faults) of pasted YAML; faults tell when it is none, and what to compare it with."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        return {}, Faults(at_large=(f"This is not valid YAML{where}; compare it with configs/study.yaml.",))
+        return {}, Faults(at_large=(f"This is not valid YAML{where}; compare it with {example}.",))
     except RecursionError:
         return {}, Faults(at_large=("This YAML is nested too deeply.",))
     if not isinstance(values, dict):

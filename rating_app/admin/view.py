@@ -14,15 +14,19 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from alignment.evaluation.intervals import Interval
+from alignment.evaluation.metric_words import words_of
 
 HERE = Path(__file__).resolve().parent
+NO_STORE = {"cache-control": "private, no-store"}
+# The listening page's player, which organisers use too.
+PLAYER = tuple(HERE.parent / "static" / name for name in ("abplayer.js", "waveform.js"))
 
 
 @cache
 def static_digest() -> str:
     """Changes with the static files, so that no browser mixes old and new ones."""
     digest = hashlib.sha256()
-    for path in sorted((HERE / "static").iterdir()):
+    for path in [*sorted((HERE / "static").iterdir()), *PLAYER]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -58,6 +62,42 @@ def moment(value: datetime | None) -> str:
     return "–" if value is None else f"{value:%Y-%m-%d %H:%M}"
 
 
+def figure(value: float | None) -> str:
+    """A figure of any size to four digits: ``0.02134``, ``−23.1``, ``1,234``; a dash for what is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    digits = min(6, max(0, 3 - math.floor(math.log10(abs(value)))))
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def span_figure(interval: Interval | Any) -> str:
+    """``0.0201 to 0.0228``."""
+    low, high = interval.low, interval.high
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    return f"{figure(low)} to {figure(high)}"
+
+
+def duration(seconds: float | None) -> str:
+    """``8 s``, ``3 min``, ``2 h 05 min``, ``3 d 4 h``; a dash for what is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def place(value: float, low: float, high: float) -> str:
     """Where a value lies on an axis from ``low`` to ``high``, 0 to 100."""
     share = (value - low) / (high - low) if high > low else 0.5
@@ -77,8 +117,9 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters.update(
-    percent=percent, number=number, span=span, span_number=span_number, moment=moment, words=words
-)
+    percent=percent, number=number, span=span, span_number=span_number, moment=moment, words=words, duration=duration,
+    figure=figure, span_figure=span_figure, metric=words_of,
+)  # fmt: skip
 _environment.globals.update(place=place, isfinite=math.isfinite)
 
 
@@ -87,7 +128,7 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     context.setdefault("visitor", None)
     context.setdefault("section", "")
     html = _environment.get_template(template).render(digest=static_digest(), **context)
-    return HTMLResponse(html, status_code=status, headers={"cache-control": "private, no-store"})
+    return HTMLResponse(html, status_code=status, headers=NO_STORE)
 
 
 def message_page(request: Request, title: str, text: str, status: int) -> HTMLResponse:
