@@ -127,7 +127,7 @@ def values_from(recipe: type[BaseModel], form: Form) -> dict[str, Any]:
                 continue  # the recipe's own default
         else:
             value = form.raw(path).replace("\r\n", "\n").strip()
-        if value == "" and optional:
+        if value in ("", []) and optional:
             value = None
         place = values
         *parents, last = path.split(".")
@@ -230,6 +230,8 @@ def _field(path: str, info: FieldInfo, value: Any, faults: tuple[str, ...], choi
     kind, options = _kind(info)
     if choices is not None and kind == "lines":
         kind, options = "choices", tuple(dict.fromkeys([*choices, *_texts(value)]))
+    elif kind == "choice" and NoneType in get_args(info.annotation):
+        options = ("", *options)
     elif choices is not None:
         kind, options = "choice", tuple(dict.fromkeys(["", *choices, *([str(value)] if value else [])]))
     if kind in ("choices", "lines"):
@@ -239,7 +241,7 @@ def _field(path: str, info: FieldInfo, value: Any, faults: tuple[str, ...], choi
     else:
         shown = "" if value is None else str(value.value if isinstance(value, enum.Enum) else value)
     if choices is None:
-        told = tuple((option, _label(option)) for option in options)
+        told = tuple((option, _label(option) or "none") for option in options)
     else:
         told = tuple((option, option or "all there are") for option in options)
     return Field(
