@@ -12,6 +12,13 @@ from alignment.db.tables_catalogue import (
     RenditionRow,
     VersionRow,
 )
+from alignment.db.tables_comparisons import (
+    ComparisonClipRow,
+    ComparisonMetricRow,
+    ComparisonRow,
+    ComparisonStudyRow,
+    ComparisonVersionRow,
+)
 from alignment.db.tables_listening import (
     EVENT_TYPES,
     STUDY_MODES,
@@ -84,6 +91,11 @@ __all__ = [
     "ClipRatingRow",
     "ClipRow",
     "ClipScoreRow",
+    "ComparisonClipRow",
+    "ComparisonMetricRow",
+    "ComparisonRow",
+    "ComparisonStudyRow",
+    "ComparisonVersionRow",
     "ConsentRow",
     "ExternalRecordRow",
     "GateDecisionRow",
