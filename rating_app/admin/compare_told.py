@@ -38,9 +38,7 @@ def table_of(comparison: Comparison) -> list[Row]:
         bounds = [x for one in had for x in (one.low, one.value, one.high) if math.isfinite(x)]
         clear = tuple(d for d in comparison.differences if (d.metric, d.model) == (metric, model) and d.is_clear)
         rows.append(
-            Row(
-                words_of(metric), model, had[0].n, cells, clear, min(bounds, default=0.0), max(bounds, default=1.0)
-            )
+            Row(words_of(metric), model, had[0].n, cells, clear, min(bounds, default=0.0), max(bounds, default=1.0))
         )
     return rows
 

@@ -97,7 +97,9 @@ def took(job: JobView) -> float | None:
 
 def mark_of(jobs: Iterable[JobView], *more: object) -> str:
     """Changes when a job began, ended, or turned a step: then the page is rendered again."""
-    told = [[j.id, j.state, j.step, j.cancelling, j.reason, [[s.name, s.state, s.reason] for s in j.steps]] for j in jobs]
+    told = [
+        [j.id, j.state, j.step, j.cancelling, j.reason, [[s.name, s.state, s.reason] for s in j.steps]] for j in jobs
+    ]
     return sha256(repr([told, *more]).encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -142,6 +143,8 @@ def shown_value(value: Any) -> str:
         return f"{value['value']:.4g}{interval}, n {value['n']}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,64}", value):
+        return value[:12]
     return "–" if value is None else str(value)
 
 

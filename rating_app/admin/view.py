@@ -62,22 +62,32 @@ def moment(value: datetime | None) -> str:
     return "–" if value is None else f"{value:%Y-%m-%d %H:%M}"
 
 
-def figure(value: float | None) -> str:
-    """A figure of any size to four digits: ``0.02134``, ``−23.1``, ``1,234``; a dash for what is not known."""
+def figure(value: float | None, half_width: float | None = None) -> str:
+    """A figure of any size: ``0.0213``, ``−23.1``, ``1,234``; a dash for what is not known.
+
+    With half the width of its interval it gets two digits of that, alone three digits of its own."""
     if value is None or not math.isfinite(value):
         return "–"
-    if value == 0:
-        return "0"
-    digits = min(6, max(0, 3 - math.floor(math.log10(abs(value)))))
-    return f"{value:,.{digits}f}".replace("-", "−")
+    scale, digits = (half_width, 1) if half_width and math.isfinite(half_width) else (abs(value), 2)
+    decimals = min(6, max(0, digits - math.floor(math.log10(scale)))) if scale else 0
+    return f"{value:,.{decimals}f}".replace("-", "−")
 
 
-def span_figure(interval: Interval | Any) -> str:
-    """``0.0201 to 0.0228``."""
-    low, high = interval.low, interval.high
-    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-        return "no interval"
-    return f"{figure(low)} to {figure(high)}"
+def figure_of(found: Interval | Any, size: bool = False) -> str:
+    """The value of an interval with as many digits as the interval is worth; with ``size`` without its sign."""
+    return figure(abs(found.value) if size else found.value, _half_width(found))
+
+
+def span_figure(found: Interval | Any) -> str:
+    """``0.020 to 0.023``."""
+    half = _half_width(found)
+    return f"{figure(found.low, half)} to {figure(found.high, half)}" if half is not None else "no interval"
+
+
+def _half_width(found: Interval | Any) -> float | None:
+    if found.low is None or found.high is None or not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return None
+    return (found.high - found.low) / 2
 
 
 def duration(seconds: float | None) -> str:
@@ -118,7 +128,7 @@ _environment = Environment(
 )
 _environment.filters.update(
     percent=percent, number=number, span=span, span_number=span_number, moment=moment, words=words, duration=duration,
-    figure=figure, span_figure=span_figure, metric=words_of,
+    figure=figure, figure_of=figure_of, span_figure=span_figure, metric=words_of,
 )  # fmt: skip
 _environment.globals.update(place=place, isfinite=math.isfinite)
 

@@ -24,10 +24,9 @@ class Listening {
     deck.hidden = false;
     root.querySelector(".keys").hidden = false;
     this.listen();
-    this.tell();
+    this.load({ play: false }); // the waveforms of the first prompt; nothing sounds before a gesture
   }
 
-  /** Made inside a gesture, as browsers want it. */
   get player() {
     if (!this.made) {
       this.context = new AudioContext();
