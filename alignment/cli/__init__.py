@@ -12,6 +12,7 @@ from alignment.cli import (
     account,
     align,
     circle,
+    compare,
     database,
     demo,
     gate,
@@ -49,7 +50,7 @@ app.command("snapshot")(circle.snapshot)
 models.reward.command("card")(reward.card)
 app.add_typer(models.reward, name="reward")
 app.add_typer(align.align, name="align")
-app.command("compare")(circle.compare)
+app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
 app.add_typer(versions.app, name="versions")
