@@ -16,6 +16,7 @@ from alignment.cli import (
     database,
     demo,
     gate,
+    jobs,
     leaderboard,
     models,
     reproduce,
@@ -54,6 +55,7 @@ app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
 app.add_typer(versions.app, name="versions")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)

@@ -3,6 +3,7 @@ so that two workers, a web page and a command cannot undo each other."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -154,7 +155,8 @@ def move_job(
 def end_job(s: Session, job_id: str, state: str, reason: str | None, *, workflow: str | None = None) -> bool:
     """Whether the open job ended now, in ``state``; its step in hand ends alike, and those to come stay pending."""
     now = utcnow()
-    if not move_job(s, job_id, to=state, workflow=workflow, reason=reason, ended=now, cancel_asked=None, step=None):
+    why = {} if state == "cancelled" and reason is None else {"reason": reason}  # who cancelled stands there already
+    if not move_job(s, job_id, to=state, workflow=workflow, ended=now, cancel_asked=None, step=None, **why):
         return False
     if state != "done":
         under_way = (JobStepRow.job_id == job_id, JobStepRow.state.in_(("running", "waiting")))
@@ -192,6 +194,33 @@ def requeue(s: Session, job: JobRecord, *, why: str) -> bool:
 def set_step(s: Session, job_id: str, name: str, **values: Any) -> None:
     """Changes what is known of a step."""
     s.execute(sa.update(JobStepRow).where(JobStepRow.job_id == job_id, JobStepRow.name == name).values(**values))
+
+
+def begin_step(s: Session, job_id: str, name: str) -> None:
+    """One more attempt at the step begins now."""
+    values = {"state": "running", "reason": None, "text": None, "ended": None, "started": utcnow(),
+              "attempts": JobStepRow.attempts + 1}  # fmt: skip
+    set_step(s, job_id, name, **values)
+
+
+def end_step(s: Session, job_id: str, name: str, state: str, *, reason: str | None, seconds: float | None) -> None:
+    """The step ended; what is known of one that ended before stays."""
+    values: dict[str, Any] = {"state": state, "reason": reason, "ended": utcnow(), "text": None}
+    if state == "done":
+        values["share"] = 1.0
+    if seconds is not None:
+        values["seconds"] = seconds
+    ours = (JobStepRow.job_id == job_id, JobStepRow.name == name, JobStepRow.ended.is_(None))
+    s.execute(sa.update(JobStepRow).where(*ours).values(**values))
+
+
+def wait_step(s: Session, job_id: str, name: str, answer: Mapping[str, Any]) -> None:
+    """The step waits until ``answer["until"]`` (seconds since 1970), if that is not over."""
+    if answer["until"] > time.time():
+        ours = (JobStepRow.job_id == job_id, JobStepRow.name == name, JobStepRow.ended.is_(None))
+        said = {"state": "waiting", "reason": answer["reason"], "text": None}
+        if s.execute(sa.update(JobStepRow).where(*ours).values(**said)).rowcount:
+            move_job(s, job_id, to="waiting", step=name, reason=answer["reason"])
 
 
 def step_names(s: Session, job_id: str, names: Sequence[str]) -> None:

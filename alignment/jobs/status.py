@@ -137,10 +137,11 @@ def cancel(settings: Settings, job_id: str, *, asked_by: str | None = None) -> J
             raise DataError(f"{job_id} is {job.state} already; there is nothing to cancel.")
         jobs.add_line(s, job_id, f"cancel asked for by {asked_by or 'nobody named'}")
         alive = {worker.name for worker in job_workers.list_workers(s) if worker.alive}
+        who = f"Cancelled by {asked_by or 'nobody named'}."
         if job.state == "queued" or job.executor not in alive:
-            jobs.end_job(s, job_id, "cancelled", f"Cancelled by {asked_by or 'nobody named'}.")
+            jobs.end_job(s, job_id, "cancelled", who)
         else:
-            jobs.touch_job(s, job_id, cancel_asked=utcnow())
+            jobs.touch_job(s, job_id, cancel_asked=utcnow(), reason=who)
     return get_job(settings, job_id)
 
 
