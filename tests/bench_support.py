@@ -1,4 +1,4 @@
-"""Versions with a pedigree, a comparison with clips that sound, and jobs in every state, for the tests of those pages."""
+"""Versions with a pedigree, a comparison with clips that sound, and jobs in every state: what those pages show."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
-from admin_support import HOSTILE, SECRET, AdminSite, admin_site
+from admin_support import HOSTILE, QUICK, SECRET, AdminSite, admin_site
+from fastapi import FastAPI
 
+from alignment.clips import ClipStore
 from alignment.config import Settings
 from alignment.db import clips, comparisons, gates, job_workers, jobs, prompts, runs, snapshots, versions
 from alignment.db.base import utcnow
 from alignment.db.clips import NewClip
 from alignment.db.comparisons import Difference, Measured, NewComparison
+from alignment.db.engine import open_database
 from alignment.db.tables import VersionRow, VoteTable
 from alignment.db.tables_jobs import JobRow
 from alignment.domain import GenerationConfig, Split, VersionStatus
 from alignment.jobs.status import ledger_of
+from rating_app.admin import mount_admin
 
 RATE_HZ = 16_000
 SETTING = GenerationConfig(clip_seconds=1.5)
@@ -62,6 +66,14 @@ def bench_site(folder: Path) -> Bench:
     return Bench(site, settings, comparison, running, failed, ids)
 
 
+def reopened(folder: Path) -> AdminSite:
+    """The site over the database that stands in this folder, with its accounts."""
+    settings = Settings(database_url=f"sqlite:///{folder / 'attune.db'}", store=str(folder / "store"), secret=SECRET)
+    database, store, app = open_database(settings.database_url), ClipStore(settings.store), FastAPI()
+    admin = mount_admin(app, database, store, secret=SECRET, hasher=QUICK, settings=settings)
+    return AdminSite(database, store, app, admin)
+
+
 def _versions(site: AdminSite) -> None:
     """dpo-8, trained from dpo-7 on a snapshot of all votes, which the gate promoted over musicgen-small."""
     with site.database.session() as s:
@@ -73,7 +85,8 @@ def _versions(site: AdminSite) -> None:
         )  # fmt: skip
         run = runs.add_train_run(
             s, kind="dpo", snapshot_id=snapshot, config={"beta": 0.1, "lora": {"r": 16}}, metrics={"loss": 0.61},
-            artefact_sha256="8" * 64, artefact_uri="adapters/8", seconds=5130.0, commit="c0ffee" * 6, job_id="nightly-4",
+            artefact_sha256="8" * 64, artefact_uri="adapters/8", seconds=5130.0, commit="c0ffee" * 6,
+            job_id="nightly-4",
         )  # fmt: skip
         made = versions.add_version(
             s, name="dpo-8", base="folder", base_sha256="0" * 64, parent="dpo-7", adapter_sha256="8" * 64,

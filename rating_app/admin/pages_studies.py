@@ -44,7 +44,7 @@ def studies_page(request: Request, visitor: Signed) -> Response:
 
 @router.get("/studies/new")
 def new_page(request: Request, visitor: Signed) -> Response:
-    """An empty form, one with the ``version`` and ``prompt_set`` of the address, or one filled from the study ``copy``."""
+    """An empty form, one with the address's ``version`` and ``prompt_set``, or one filled from the study ``copy``."""
     values, asked = recipe_form.defaults_of(StudyRecipe), request.query_params
     values |= {"versions": asked.getlist("version"), "prompt_set": asked.get("prompt_set")}
     if copied := asked.get("copy"):

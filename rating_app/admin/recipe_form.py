@@ -170,6 +170,8 @@ def defaults_of(recipe: type[BaseModel]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
 
 
@@ -243,7 +245,7 @@ def _field(path: str, info: FieldInfo, value: Any, faults: tuple[str, ...], choi
     if choices is None:
         told = tuple((option, _label(option) or "none") for option in options)
     else:
-        told = tuple((option, option or "all there are") for option in options)
+        told = tuple((option, option or "none") for option in options)
     return Field(
         path=path, label=_label(path), hint=info.description or "", kind=kind, value=shown, options=told,
         least=_bound(info, "ge", "gt"), most=_bound(info, "le", "lt"), longest=_bound(info, "max_length"),

@@ -65,11 +65,12 @@ def moment(value: datetime | None) -> str:
 def figure(value: float | None, half_width: float | None = None) -> str:
     """A figure of any size: ``0.0213``, ``−23.1``, ``1,234``; a dash for what is not known.
 
-    With half the width of its interval it gets two digits of that, alone three digits of its own."""
+    With half the width of its interval it gets the digits that this is worth (one, or two where the first is below
+    3), alone three digits of its own."""
     if value is None or not math.isfinite(value):
         return "–"
-    scale, digits = (half_width, 1) if half_width and math.isfinite(half_width) else (abs(value), 2)
-    decimals = min(6, max(0, digits - math.floor(math.log10(scale)))) if scale else 0
+    scale = half_width / 3 if half_width else abs(value) / 100
+    decimals = min(6, max(0, -math.floor(math.log10(scale)))) if scale else 0
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
