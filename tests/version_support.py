@@ -10,7 +10,7 @@ import numpy as np
 
 from alignment.clips import ClipStore
 from alignment.config import LoraSettings
-from alignment.db import gates, runs, snapshots
+from alignment.db import gates, runs, snapshots, studies
 from alignment.db.engine import Database, open_database
 from alignment.db.votes import counted_votes
 from alignment.domain import GenerationConfig, RaterKind, Split, Version
@@ -79,7 +79,7 @@ def open_registry(url: str, folder: Path, *, kind: RaterKind | None = None) -> R
 def freeze(database: Database, name: str = "votes-1", *, kind: RaterKind, licence: str | None = "CC0-1.0") -> uuid.UUID:
     """A snapshot of every counted vote: the first eight train, the rest test."""
     with database.session() as s:
-        votes = counted_votes(s)
+        votes = counted_votes(s, study_ids=[studies.get_study(s, "heard").id])
         members = [(row.vote_id, Split.TRAIN if i < 8 else Split.TEST) for i, row in enumerate(votes)]
         return snapshots.add_snapshot(
             s, name=name, policy={}, high_water_mark=None, content_sha256="5" * 64, uri="store://files/none",
