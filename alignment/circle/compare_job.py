@@ -29,7 +29,7 @@ def _opened(context: StepContext) -> Iterator[tuple[Workspace, CompareRecipe, Pr
     ws = Workspace.open(Settings.from_environment(database=context.database_url, store=store))
 
     def progress(done: int, total: int) -> None:
-        context.progress(done / total if total else 1.0, context.step)
+        context.progress(done / total if total else 1.0, "")
 
     try:
         yield ws, CompareRecipe.model_validate(dict(context.recipe)), progress

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 from alignment.errors import ShapeError
 from alignment.evaluation.frechet import frechet_distance
@@ -182,11 +182,10 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Sums (P, Q) of the kernel over pairs of clips, by prompts, and how many pairs those are; none of one prompt."""
     total = np.zeros((len(labels), len(other_labels)))
+    members = sparse.csr_array((np.ones(len(others)), (others, np.arange(len(others)))))  # (Q, m)
     for start in range(0, len(first), 512):
         kernel = (1.0 + first[start : start + 512] @ second.T) ** 3
-        rows = np.zeros((len(kernel), len(other_labels)))
-        np.add.at(rows.T, others, kernel.T)
-        np.add.at(total, groups[start : start + 512], rows)
+        np.add.at(total, groups[start : start + 512], (members @ kernel.T).T)
     count = np.outer(np.bincount(groups), np.bincount(others)).astype(np.float64)
     same = labels[:, None] == other_labels[None, :]
     total[same] = count[same] = 0.0
