@@ -197,10 +197,12 @@ def set_step(s: Session, job_id: str, name: str, **values: Any) -> None:
 
 
 def begin_step(s: Session, job_id: str, name: str) -> None:
-    """One more attempt at the step begins now."""
-    values = {"state": "running", "reason": None, "text": None, "ended": None, "started": utcnow(),
-              "attempts": JobStepRow.attempts + 1}  # fmt: skip
-    set_step(s, job_id, name, **values)
+    """One more attempt at the step begins now; a step that waits goes on waiting while it is asked again."""
+    ours = (JobStepRow.job_id == job_id, JobStepRow.name == name)
+    if s.scalar(sa.select(JobStepRow.state).where(*ours)) != "waiting":
+        set_step(s, job_id, name, state="running", reason=None, text=None, ended=None, started=utcnow(),
+                 attempts=JobStepRow.attempts + 1)  # fmt: skip
+        move_job(s, job_id, to="running", step=name, reason=None)
 
 
 def end_step(s: Session, job_id: str, name: str, state: str, *, reason: str | None, seconds: float | None) -> None:
@@ -215,8 +217,8 @@ def end_step(s: Session, job_id: str, name: str, state: str, *, reason: str | No
 
 
 def wait_step(s: Session, job_id: str, name: str, answer: Mapping[str, Any]) -> None:
-    """The step waits until ``answer["until"]`` (seconds since 1970), if that is not over."""
-    if answer["until"] > time.time():
+    """The step waits until ``answer["until"]`` (seconds since 1970), if that is not long over."""
+    if answer["until"] > time.time() - 1.0:
         ours = (JobStepRow.job_id == job_id, JobStepRow.name == name, JobStepRow.ended.is_(None))
         said = {"state": "waiting", "reason": answer["reason"], "text": None}
         if s.execute(sa.update(JobStepRow).where(*ours).values(**said)).rowcount:

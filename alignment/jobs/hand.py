@@ -115,11 +115,7 @@ class Hand:
         if leftovers := processes.end_leftovers(self.job.id):
             self.log("leftovers-ended", job=self.job.id, processes=leftovers)
 
-        def begin(s: Any) -> None:
-            queries.begin_step(s, self.job.id, step.name)
-            queries.touch_job(s, self.job.id, state="running", step=step.name, reason=None)
-
-        self.insist(begin)
+        self.insist(lambda s: queries.begin_step(s, self.job.id, step.name))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             output = (self.folder / f"{step.name}.log").open("ab")
