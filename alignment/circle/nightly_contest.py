@@ -22,7 +22,6 @@ from alignment.db.prompts import get_prompts, list_prompts
 from alignment.db.studies import NewBattle
 from alignment.domain import Axis, Prompt, Split
 from alignment.errors import DataError, NotFoundError
-from alignment.evaluation.gate import Reason
 from alignment.jobs import Skip, Wait
 from alignment.studies import StudyRecipe
 
@@ -109,20 +108,30 @@ def check(night: Night) -> Mapping[str, Any]:
     said = failures(reasons)
     out = {"comparison": found.name, "reasons": [vars(reason) for reason in reasons], "passed": not said}
     if said:
-        reject(night, champion, list(reasons), f"The automatic checks failed, and nobody was asked to listen: {said}")
-        out["reason"] = said
+        said = f"{night.name} is rejected by the automatic checks, and nobody was asked to listen: {said}"
+        with night.ws.database.session() as s:
+            keep_decision(s, night, "rejected", said, champion=champion, reasons=out["reasons"])
     return out
 
 
-def reject(night: Night, champion: str, reasons: list[Reason], said: str) -> None:
-    """Records, once, that the candidate failed before a contest; no alpha was spent."""
-    with night.ws.database.session() as s:
-        if not any(one.evidence.get("job_id") == night.job_id for one in gates.list_decisions(s, candidate=night.name)):
-            gates.record_decision(
-                s, candidate=night.name, champion=champion, outcome="rejected", alpha_spent=0.0,
-                evidence={"job_id": night.job_id, "study": night.study, "reasons": [vars(one) for one in reasons],
-                          "simulated": night.recipe.simulated, "said": said},
-            )  # fmt: skip
+def keep_decision(
+    s: Any, night: Night, outcome: str, said: str, *, champion: str, alpha: float = 0.0, **evidence: Any
+) -> RecordedDecision:
+    """The night's decision as recorded: the first one stands, however often the step runs."""
+    known = [made for made in gates.list_decisions(s, candidate=night.name) if is_decision(made, night)]
+    if not known:
+        gates.record_decision(
+            s, candidate=night.name, champion=champion, outcome=outcome, alpha_spent=alpha,
+            evidence={"simulated": night.recipe.simulated, **evidence, "said": said, "job_id": night.job_id,
+                      "study": night.study, "studies": [night.study]},
+        )  # fmt: skip
+        known = gates.list_decisions(s, candidate=night.name)[-1:]
+    return known[0]
+
+
+def is_decision(made: RecordedDecision, night: Night) -> bool:
+    """Whether this job came to that decision; setting alpha aside for the study is none."""
+    return made.evidence.get("job_id") == night.job_id and not made.evidence.get("opened")
 
 
 def open_study(night: Night) -> Mapping[str, Any] | Skip | Wait:
@@ -143,14 +152,14 @@ def open_study(night: Night) -> Mapping[str, Any] | Skip | Wait:
                 return Wait(f"{other.candidate} is still being heard; one candidate at a time.", BUSY_SECONDS)
             champion = night.results["votes"]["champion"]
             if (now := night.champion()) != champion:
-                return Skip(
-                    f"{now} became champion while {night.name} was trained; it is not heard against {champion}."
-                )
+                said = f"{now} became champion while {night.name} was trained; it is not heard against {champion}."
+                return Skip(keep_decision(s, night, "undecided", said, champion=champion, ended=True).evidence["said"])
             pairs = {champion: listen.pairs_across(first[champion], first[night.name])}
             if base != champion and wants_base:
                 pairs[base] = listen.pairs_across(first[base], first[night.name])
             if not pairs[champion]:
-                return Skip(f"Every clip of {night.name} is the champion's own; there is nothing to compare.")
+                said = f"{night.name} is rejected: it sings every clip just as {champion} does."
+                return Skip(keep_decision(s, night, "rejected", said, champion=champion).evidence["said"])
             rules = _rules(night, list(pairs))
             study = studies.create_study(
                 s, name=night.study, versions=[night.name, *pairs], questions=[axis.value for axis in rules.questions],

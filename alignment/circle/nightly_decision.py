@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +10,7 @@ from alignment import versions
 from alignment.circle import listen
 from alignment.circle.evidence import gather_evidence
 from alignment.circle.night import Night
-from alignment.circle.nightly_contest import pair_count
+from alignment.circle.nightly_contest import is_decision, keep_decision, pair_count
 from alignment.db import gates, studies
 from alignment.db.base import utcnow
 from alignment.db.clips import get_clips
@@ -101,44 +100,32 @@ def _listen(night: Night, heard: dict[str, Judgement]) -> int:
 def _decided(night: Night) -> RecordedDecision | None:
     """What this job decided already."""
     with night.ws.database.session(write=False) as s:
-        for made in gates.list_decisions(s, candidate=night.name):
-            if made.evidence.get("job_id") == night.job_id and (
-                made.outcome != "undecided" or made.evidence.get("ended")
-            ):
-                return made
-    return None
+        made = [one for one in gates.list_decisions(s, candidate=night.name) if is_decision(one, night)]
+    return made[0] if made else None
 
 
 def _record(night: Night, evidence: Evidence, decision: Decision) -> RecordedDecision:
-    """The decision as recorded, with all that it rests on; the study is closed with it."""
-    begun = night.results["study"]
-    return _keep(night, decision.outcome, {
-        **evidence.to_json(), "recipe": night.recipe.rules.model_dump(mode="json"),
-        "reasons": [vars(reason) for reason in decision.reasons], "said": decision.sentence,
-        "reward_model": night.results["reward"]["models"][0], "metrics_job": night.job_id,
-    }, begun["champion"], begun["alpha"])  # fmt: skip
+    """The decision as recorded, with all that it rests on."""
+    return _keep(night, decision.outcome, decision.sentence, evidence, decision)
 
 
 def _stop(night: Night, why: str) -> Mapping[str, Any]:
     """The contest ended without a decision of the gate: nothing is promoted."""
-    begun, (evidence, decision) = night.results["study"], _judge(night)
-    made = _keep(night, "undecided", {
-        **evidence.to_json(), "reasons": [vars(reason) for reason in decision.reasons], "ended": True, "said": why,
-    }, begun["champion"], begun["alpha"])  # fmt: skip
-    return _outcome(night, made)
+    return _outcome(night, _keep(night, "undecided", why, *_judge(night), ended=True))
 
 
-def _keep(night: Night, outcome: str, evidence: Mapping[str, Any], champion: str, alpha: float) -> RecordedDecision:
+def _keep(
+    night: Night, outcome: str, said: str, evidence: Evidence, decision: Decision, **more: Any
+) -> RecordedDecision:
+    begun = night.results["study"]
+    told = evidence.to_json() | {
+        "recipe": night.recipe.rules.model_dump(mode="json"), "reasons": [vars(one) for one in decision.reasons],
+        "reward_model": night.results["reward"]["models"][0],
+    }  # fmt: skip
+    for own in ("candidate", "champion"):  # columns of the record
+        told.pop(own)
     with night.ws.database.session() as s:
-        known = [one for one in gates.list_decisions(s, candidate=night.name)
-                 if one.evidence.get("job_id") == night.job_id and not one.evidence.get("opened")]  # fmt: skip
-        if not known:
-            gates.record_decision(
-                s, candidate=night.name, champion=champion, outcome=outcome, alpha_spent=alpha,
-                evidence={**evidence, "job_id": night.job_id, "study": night.study, "studies": [night.study]},
-            )  # fmt: skip
-            known = gates.list_decisions(s, candidate=night.name)[-1:]
-    return known[0]
+        return keep_decision(s, night, outcome, said, champion=begun["champion"], alpha=begun["alpha"], **told, **more)
 
 
 def _outcome(night: Night, made: RecordedDecision) -> Mapping[str, Any]:
@@ -156,7 +143,8 @@ def promote(night: Night) -> Mapping[str, Any] | Skip:
     """Makes the candidate champion where the gate said so and nothing has spoken against it since; once."""
     found = night.results.get("decide")
     if found is None or found["outcome"] != "promoted":
-        return Skip(found["said"] if found else "There was no contest.")
+        made = _decided(night)
+        return Skip(made.evidence["said"] if made is not None else "There was no contest.")
     night.refuse_people()
     candidate = night.ws.version(night.name)
     if candidate.status is VersionStatus.CHAMPION:

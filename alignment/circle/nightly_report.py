@@ -8,6 +8,7 @@ from typing import Any
 
 from alignment.circle import listen
 from alignment.circle.night import Night
+from alignment.circle.nightly_contest import is_decision
 from alignment.circle.workspace import current_commit
 from alignment.db import comparisons, gates, runs, snapshots
 from alignment.db.engine import shown
@@ -68,8 +69,7 @@ def _decision(night: Night) -> RecordedDecision | None:
     """The night's last decision; the opening of its study is none."""
     try:
         with night.ws.database.session(write=False) as s:
-            mine = [one for one in gates.list_decisions(s, candidate=night.name)
-                    if one.evidence.get("job_id") == night.job_id and not one.evidence.get("opened")]  # fmt: skip
+            mine = [one for one in gates.list_decisions(s, candidate=night.name) if is_decision(one, night)]
     except NotFoundError:
         return None
     return mine[-1] if mine else None

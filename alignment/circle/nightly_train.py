@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import json
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,14 @@ def teach(night: Night) -> Mapping[str, Any] | Finish:
     """Two reward models of the snapshot, one to train on and one to watch with; the night ends here when the votes
     teach nothing, or the card says that the model hears nothing but a simple rule.
 
-    Models that are recorded already are not trained again."""
+    Models that are recorded already are not trained again, and a step that came to its end is read."""
     from alignment.circle.nightly_report import write_night
     from alignment.evaluation.reward_card_page import write_card
+    from alignment.evaluation.writing import write_page
 
+    kept = night.run_dir / "reward.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
     recipe, snapshot = night.recipe, learn.load_snapshot(night.ws, night.name)
     trust = measure_trust(
         night.ws, snapshot, recipe.rewards, recipe.reward.folds, night.progress("can the votes be learnt?")
@@ -51,6 +54,7 @@ def teach(night: Night) -> Mapping[str, Any] | Finish:
     if (wanted == "sound" and card.verdict != "sound") or (wanted == "not exposed" and card.verdict == "exposed"):
         said = f"The reward model's card is {card.verdict} and the recipe wants it {wanted}: {card.headline}."
         return write_night(night, ended=f"{said} Nothing was trained on it.", more={"reward": found})
+    write_page(json.dumps(found), kept, what="result")
     return found
 
 
@@ -66,6 +70,7 @@ def align_command(night: Night) -> Command:
             "--job", night.job_id, "--json",
         ),
         run_dir=Path(night.store).parent / "runs" / night.name,  # where the command writes
+        result=lambda said: {key: said[key] for key in ("versions", "report", "figures", "finding", "simulated")},
         # Not on the command line: the address may hold a password.
         environment={"ATTUNE_DATABASE": night.ws.database.url, "ATTUNE_STORE": night.store},
     )  # fmt: skip
@@ -73,14 +78,10 @@ def align_command(night: Night) -> Command:
 
 def _write_recipe(night: Night) -> Path:
     """The align recipe as a file in the run folder, written in one move."""
-    path = night.run_dir / "align.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from alignment.evaluation.writing import write_page
+
     text = yaml.safe_dump(night.recipe.align.model_dump(mode="json"), sort_keys=False)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".align.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
-    return path
+    return write_page(text, night.run_dir / "align.yaml", what="recipe")
 
 
 def candidate(night: Night) -> Mapping[str, Any]:

@@ -105,7 +105,7 @@ def run(
     watch: WatchedBy = None,
     parent: Parent = "tiny-base",
     resume: Resume = False,
-    job: Annotated[str | None, typer.Option(help="Id of the job that asks, for the record.", show_default=False)] = None,
+    job: Annotated[str | None, typer.Option(help="Id of the job that asks for it.", show_default=False)] = None,
     seed: SeedOrRecipe = None,
     home: Home = None,
     database: DatabaseUrl = None,
