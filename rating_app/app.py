@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from alignment.accounts import SingleSignOn
 from alignment.clips import ClipStore
+from alignment.config import Settings
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.db.versions import list_versions
@@ -64,7 +65,8 @@ def create_app(
     app.add_exception_handler(AttuneError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _malformed)
-    mount_admin(app, database, store, secret=secret, sso=SingleSignOn.from_environment())
+    settings = Settings(database_url=database.url, store=store.root, secret=secret)
+    mount_admin(app, database, store, secret=secret, sso=SingleSignOn.from_environment(), settings=settings)
     if with_page:
         mount_page(app)
     with database.session(write=False) as s:

@@ -77,6 +77,25 @@ def post(client: TestClient, page: str, to: str, /, **values):
     return client.post(to, data={"token": token_in(client.get(page).text), **values})
 
 
+def form_values(html: str) -> dict[str, list[str] | str]:
+    """What a browser would send of the recipe form on a page as it stands."""
+    form = html[html.index('class="recipe"') :]
+    values: dict[str, list[str]] = {}
+    for tag in re.findall(r"<input[^>]*>", form):
+        name, kind = re.search(r'name="([^"]*)"', tag), re.search(r'type="([^"]*)"', tag)
+        if name and (kind is None or kind[1] != "checkbox" or " checked" in tag) and " disabled" not in tag:
+            value = re.search(r'value="([^"]*)"', tag)
+            values.setdefault(name[1], []).append(value[1] if value else "on")
+    for name, rest, options in re.findall(r'<select[^>]*name="([^"]*)"([^>]*)>(.*?)</select>', form, re.S):
+        chosen = re.search(r'value="([^"]*)" selected', options) or re.search(r'value="([^"]*)"', options)
+        if " disabled" not in rest:
+            values[name] = [chosen[1]]
+    for name, rest, text in re.findall(r'<textarea[^>]*name="([^"]*)"([^>]*)>(.*?)</textarea>', form, re.S):
+        if " disabled" not in rest:
+            values[name] = [text]
+    return values
+
+
 def admin_site(folder: Path, *, filled: bool = True, **options) -> AdminSite:
     """A fresh database under ``folder`` with accounts ada (admin) and olga (organiser), perhaps with studies."""
     url = f"sqlite:///{folder / 'attune.db'}"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
-from admin_support import HOSTILE, PASSWORD, admin_site, log_in, post, token_in
+from admin_support import HOSTILE, PASSWORD, admin_site, form_values, log_in, post, token_in
 from database_support import fill
 
 from alignment.accounts import SingleSignOn
@@ -212,28 +212,9 @@ def test_single_sign_on_opens_known_accounts_for_a_trusted_peer_only(tmp_path):
     site.database.close()
 
 
-def _form_values(html: str) -> dict[str, list[str] | str]:
-    """What a browser would send of the study form as it stands."""
-    form = html[html.index('class="recipe"') :]
-    values: dict[str, list[str]] = {}
-    for tag in re.findall(r"<input[^>]*>", form):
-        name, kind = re.search(r'name="([^"]*)"', tag), re.search(r'type="([^"]*)"', tag)
-        if name and (kind is None or kind[1] != "checkbox" or " checked" in tag) and " disabled" not in tag:
-            value = re.search(r'value="([^"]*)"', tag)
-            values.setdefault(name[1], []).append(value[1] if value else "on")
-    for name, rest, options in re.findall(r'<select[^>]*name="([^"]*)"([^>]*)>(.*?)</select>', form, re.S):
-        chosen = re.search(r'value="([^"]*)" selected', options) or re.search(r'value="([^"]*)"', options)
-        if " disabled" not in rest:
-            values[name] = [chosen[1]]
-    for name, rest, text in re.findall(r'<textarea[^>]*name="([^"]*)"([^>]*)>(.*?)</textarea>', form, re.S):
-        if " disabled" not in rest:
-            values[name] = [text]
-    return values
-
-
 def test_an_empty_form_sent_back_is_the_recipes_defaults(site):
     html = site.client().get("/admin/studies/new").text
-    values = _form_values(html) | {"name": ["x"], "versions": ["dpo-7"]}
+    values = form_values(html) | {"name": ["x"], "versions": ["dpo-7"]}
     parsed = recipe_form.values_from(StudyRecipe, recipe_form.Form(values))
     assert StudyRecipe.model_validate(parsed) == StudyRecipe(name="x", versions=("dpo-7",))
 
@@ -257,7 +238,7 @@ def test_a_recipe_with_every_field_changed_survives_the_form(site):
     html = site.client()
     page = post(html, "/admin/studies/new", "/admin/studies/yaml", yaml=json.dumps(recipe.model_dump(mode="json")))
     assert page.status_code == 200 and "no faults" in page.text
-    values = {name: [_unescape(v) for v in found] for name, found in _form_values(page.text).items()}
+    values = {name: [_unescape(v) for v in found] for name, found in form_values(page.text).items()}
     assert StudyRecipe.model_validate(recipe_form.values_from(StudyRecipe, recipe_form.Form(values))) == recipe
 
 
@@ -310,7 +291,7 @@ onboarding: {headphone_check: maybe, practice_pairs: 9}
 def test_a_study_is_made_from_the_form_opened_paused_closed_and_copied(fresh):
     client = fresh.client("olga")
     html = client.get("/admin/studies/new").text
-    values = _form_values(html) | {
+    values = form_values(html) | {
         "name": ["Winter"], "versions": ["base", "tuned"], "access": ["invited"], "token": [token_in(html)],
     }  # fmt: skip
     made = client.post("/admin/studies/new", data=values)
@@ -335,7 +316,7 @@ def test_faults_of_the_form_keep_what_was_typed(fresh):
     client = fresh.client()
     html = client.get("/admin/studies/new").text
     typed = {"name": ["Winter"], "versions": [], "votes_per_pair": ["many"], "title": ["My title"]}
-    values = _form_values(html) | typed
+    values = form_values(html) | typed
     answer = client.post("/admin/studies/new", data=values | {"token": [token_in(html)]})
     assert answer.status_code == 422 and 'value="My title"' in answer.text and 'value="many"' in answer.text
     assert 'id="f-versions-fault0"' in answer.text and 'id="f-votes_per_pair-fault0"' in answer.text
@@ -345,11 +326,11 @@ def test_faults_of_the_form_keep_what_was_typed(fresh):
 def test_a_draft_can_change_until_it_was_heard_but_not_its_pairs(fresh):
     client = fresh.client()
     html = client.get("/admin/studies/new").text
-    values = _form_values(html) | {"name": ["Winter"], "versions": ["base", "tuned"], "token": [token_in(html)]}
+    values = form_values(html) | {"name": ["Winter"], "versions": ["base", "tuned"], "token": [token_in(html)]}
     page = client.post("/admin/studies/new", data=values).headers["location"]
     html = client.get(f"{page}/edit").text
     assert re.search(r'id="f-versions"[^>]*disabled', html) and re.search(r'id="f-shares-gold"[^>]*disabled', html)
-    changed = _form_values(html) | {
+    changed = form_values(html) | {
         "title": ["Hear this"], "minimum_listening_seconds": ["4"], "token": [token_in(html)], "pairs": ["1"],
     }  # fmt: skip
     assert client.post(f"{page}/edit", data=changed).status_code == 303

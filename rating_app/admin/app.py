@@ -20,16 +20,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alignment.accounts import Accounts, SessionSigner, SingleSignOn
 from alignment.clips import ClipStore
+from alignment.config import Settings
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.errors import AttuneError, DatabaseError, LoginRefused, NotFoundError, StoreError
-from rating_app.admin import pages_accounts, pages_login, pages_studies, pages_study
+from rating_app.admin import (
+    pages_accounts,
+    pages_compare,
+    pages_jobs,
+    pages_leaderboard,
+    pages_login,
+    pages_studies,
+    pages_study,
+    pages_versions,
+)
 from rating_app.admin.figures_cache import FiguresCache
-from rating_app.admin.view import message_page
+from rating_app.admin.leaderboard_cache import LeaderboardCache
+from rating_app.admin.view import PLAYER, message_page, static_digest
 from rating_app.admin.visitors import LoginNeeded
 
 log = logging.getLogger(__name__)
 STATIC = Path(__file__).resolve().parent / "static"
+PAGES = (
+    pages_login, pages_studies, pages_study, pages_compare, pages_versions, pages_leaderboard, pages_jobs,
+    pages_accounts,
+)  # fmt: skip
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -74,6 +89,7 @@ def mount_admin(
     *,
     secret: str,
     sso: SingleSignOn | None = None,
+    settings: Settings | None = None,
     clock: Callable[[], datetime] = utcnow,
     now: Callable[[], float] = time.time,
     hasher: PasswordHasher | None = None,
@@ -82,15 +98,20 @@ def mount_admin(
     would take its addresses.
 
     ``secret`` keys its sessions (with another key than the raters'); ``sso`` trusts a proxy's header
-    (``SingleSignOn.from_environment()``)."""
+    (``SingleSignOn.from_environment()``); ``settings`` say where jobs are kept; without them there are none."""
     admin = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     admin.state.database, admin.state.store = database, store
     admin.state.accounts = Accounts(database, clock=clock, hasher=hasher)
     admin.state.signer = SessionSigner(secret, now=now)
     admin.state.sso = sso
     admin.state.figures = FiguresCache(database)
-    for pages in (pages_login, pages_studies, pages_study, pages_accounts):
+    admin.state.leaderboards = LeaderboardCache(database)
+    admin.state.settings = settings
+    for pages in PAGES:
         admin.include_router(pages.router)
+    # Modules find each other beside themselves: under a digest of all of them, none is ever mixed with an older one.
+    for name in (f"/static/{static_digest()}/player", f"/static/{static_digest()}"):
+        admin.mount(name, StaticFiles(directory=PLAYER[0].parent if name.endswith("player") else STATIC))
     admin.mount("/static", StaticFiles(directory=STATIC), name="static")
     admin.add_exception_handler(LoginNeeded, _to_login)
     admin.add_exception_handler(AttuneError, _known_error)

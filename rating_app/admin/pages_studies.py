@@ -44,9 +44,10 @@ def studies_page(request: Request, visitor: Signed) -> Response:
 
 @router.get("/studies/new")
 def new_page(request: Request, visitor: Signed) -> Response:
-    """An empty form, or one filled from the study named by ``copy``."""
-    values = recipe_form.defaults_of(StudyRecipe)
-    if copied := request.query_params.get("copy"):
+    """An empty form, one with the address's ``version`` and ``prompt_set``, or one filled from the study ``copy``."""
+    values, asked = recipe_form.defaults_of(StudyRecipe), request.query_params
+    values |= {"versions": asked.getlist("version"), "prompt_set": asked.get("prompt_set")}
+    if copied := asked.get("copy"):
         values = rules_of(study_of(request, copied)).model_dump(mode="json") | {"name": ""}
     return _form(request, visitor, values, Faults())
 

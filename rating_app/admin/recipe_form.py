@@ -127,7 +127,7 @@ def values_from(recipe: type[BaseModel], form: Form) -> dict[str, Any]:
                 continue  # the recipe's own default
         else:
             value = form.raw(path).replace("\r\n", "\n").strip()
-        if value == "" and optional:
+        if value in ("", []) and optional:
             value = None
         place = values
         *parents, last = path.split(".")
@@ -137,14 +137,14 @@ def values_from(recipe: type[BaseModel], form: Form) -> dict[str, Any]:
     return values
 
 
-def values_from_yaml(text: str) -> tuple[dict[str, Any], Faults]:
-    """(values, faults) of pasted YAML; faults tell when it is none."""
+def values_from_yaml(text: str, *, example: str = "configs/study.yaml") -> tuple[dict[str, Any], Faults]:
+    """(values, faults) of pasted YAML; faults tell when it is none, and what to compare it with."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        return {}, Faults(at_large=(f"This is not valid YAML{where}; compare it with configs/study.yaml.",))
+        return {}, Faults(at_large=(f"This is not valid YAML{where}; compare it with {example}.",))
     except RecursionError:
         return {}, Faults(at_large=("This YAML is nested too deeply.",))
     if not isinstance(values, dict):
@@ -170,6 +170,8 @@ def defaults_of(recipe: type[BaseModel]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
 
 
@@ -230,6 +232,8 @@ def _field(path: str, info: FieldInfo, value: Any, faults: tuple[str, ...], choi
     kind, options = _kind(info)
     if choices is not None and kind == "lines":
         kind, options = "choices", tuple(dict.fromkeys([*choices, *_texts(value)]))
+    elif kind == "choice" and NoneType in get_args(info.annotation):
+        options = ("", *options)
     elif choices is not None:
         kind, options = "choice", tuple(dict.fromkeys(["", *choices, *([str(value)] if value else [])]))
     if kind in ("choices", "lines"):
@@ -239,9 +243,9 @@ def _field(path: str, info: FieldInfo, value: Any, faults: tuple[str, ...], choi
     else:
         shown = "" if value is None else str(value.value if isinstance(value, enum.Enum) else value)
     if choices is None:
-        told = tuple((option, _label(option)) for option in options)
+        told = tuple((option, _label(option) or "none") for option in options)
     else:
-        told = tuple((option, option or "all there are") for option in options)
+        told = tuple((option, option or "none") for option in options)
     return Field(
         path=path, label=_label(path), hint=info.description or "", kind=kind, value=shown, options=told,
         least=_bound(info, "ge", "gt"), most=_bound(info, "le", "lt"), longest=_bound(info, "max_length"),

@@ -14,15 +14,19 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from alignment.evaluation.intervals import Interval
+from alignment.evaluation.metric_words import words_of
 
 HERE = Path(__file__).resolve().parent
+NO_STORE = {"cache-control": "private, no-store"}
+# The listening page's player, which organisers use too.
+PLAYER = tuple(HERE.parent / "static" / name for name in ("abplayer.js", "waveform.js"))
 
 
 @cache
 def static_digest() -> str:
     """Changes with the static files, so that no browser mixes old and new ones."""
     digest = hashlib.sha256()
-    for path in sorted((HERE / "static").iterdir()):
+    for path in [*sorted((HERE / "static").iterdir()), *PLAYER]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -58,6 +62,53 @@ def moment(value: datetime | None) -> str:
     return "–" if value is None else f"{value:%Y-%m-%d %H:%M}"
 
 
+def figure(value: float | None, half_width: float | None = None) -> str:
+    """A figure of any size: ``0.0213``, ``−23.1``, ``1,234``; a dash for what is not known.
+
+    With half the width of its interval it gets the digits that this is worth (one, or two where the first is below
+    3), alone three digits of its own."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    scale = half_width / 3 if half_width else abs(value) / 100
+    decimals = min(6, max(0, -math.floor(math.log10(scale)))) if scale else 0
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def figure_of(found: Interval | Any, size: bool = False) -> str:
+    """The value of an interval with as many digits as the interval is worth; with ``size`` without its sign."""
+    return figure(abs(found.value) if size else found.value, _half_width(found))
+
+
+def span_figure(found: Interval | Any) -> str:
+    """``0.020 to 0.023``."""
+    half = _half_width(found)
+    return f"{figure(found.low, half)} to {figure(found.high, half)}" if half is not None else "no interval"
+
+
+def _half_width(found: Interval | Any) -> float | None:
+    if found.low is None or found.high is None or not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return None
+    return (found.high - found.low) / 2
+
+
+def duration(seconds: float | None) -> str:
+    """``8 s``, ``3 min``, ``2 h 05 min``, ``3 d 4 h``; a dash for what is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def place(value: float, low: float, high: float) -> str:
     """Where a value lies on an axis from ``low`` to ``high``, 0 to 100."""
     share = (value - low) / (high - low) if high > low else 0.5
@@ -77,8 +128,9 @@ _environment = Environment(
     lstrip_blocks=True,
 )
 _environment.filters.update(
-    percent=percent, number=number, span=span, span_number=span_number, moment=moment, words=words
-)
+    percent=percent, number=number, span=span, span_number=span_number, moment=moment, words=words, duration=duration,
+    figure=figure, figure_of=figure_of, span_figure=span_figure, metric=words_of,
+)  # fmt: skip
 _environment.globals.update(place=place, isfinite=math.isfinite)
 
 
@@ -87,7 +139,7 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     context.setdefault("visitor", None)
     context.setdefault("section", "")
     html = _environment.get_template(template).render(digest=static_digest(), **context)
-    return HTMLResponse(html, status_code=status, headers={"cache-control": "private, no-store"})
+    return HTMLResponse(html, status_code=status, headers=NO_STORE)
 
 
 def message_page(request: Request, title: str, text: str, status: int) -> HTMLResponse:
