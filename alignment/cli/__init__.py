@@ -15,6 +15,7 @@ from alignment.cli import (
     database,
     demo,
     gate,
+    imports,
     leaderboard,
     models,
     reproduce,
@@ -53,6 +54,7 @@ app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
 app.add_typer(models.versions, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
+app.add_typer(imports.app, name="import")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.add_typer(study.app, name="study")

@@ -46,7 +46,9 @@ from alignment.db.tables_people import (
 )
 from alignment.db.tables_results import (
     AuditLogRow,
+    ExternalClipRow,
     ExternalRecordRow,
+    ExternalVoteRow,
     GateDecisionRow,
     LeaderboardEntryRow,
     LeaderboardRunRow,
@@ -83,7 +85,9 @@ __all__ = [
     "ClipRow",
     "ClipScoreRow",
     "ConsentRow",
+    "ExternalClipRow",
     "ExternalRecordRow",
+    "ExternalVoteRow",
     "GateDecisionRow",
     "GenerationConfigRow",
     "GenerationRequestRow",
