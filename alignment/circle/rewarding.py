@@ -199,7 +199,10 @@ def _frozen(whole: FrozenSnapshot, pairs: Sequence[Pair], ratings: Sequence[Rate
     for pair in pairs:  # as the votes that they were; what flags exclude is left out of the whole already
         values = {field.name: getattr(pair, field.name) for field in fields(pair)}
         rows.append(SimpleNamespace(**values, left=pair.a, right=pair.b, flags=()))
-    return freeze_snapshot(rows, both_bad=whole.policy["both_bad"], ratings=ratings)
+    return freeze_snapshot(
+        rows, both_bad=whole.policy["both_bad"], ratings=ratings,
+        not_commercial=0 if whole.policy.get("commercial") else None,
+    )  # fmt: skip
 
 
 def _record_half(
@@ -215,5 +218,6 @@ def _record_half(
         snapshot_id = snapshots.add_snapshot(
             s, name=name, policy=dict(whole.frozen.policy) | origin, high_water_mark=None,
             content_sha256=half.content_sha256, uri=uri, simulated=half.simulated, members=half.members,
+            licence=snapshots.get_snapshot(s, whole.name).licence,
         )  # fmt: skip
     return NamedSnapshot(name, snapshot_id, half)

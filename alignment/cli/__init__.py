@@ -12,6 +12,7 @@ from alignment.cli import (
     account,
     align,
     circle,
+    clips,
     database,
     demo,
     gate,
@@ -55,6 +56,7 @@ app.add_typer(gate.app, name="gate")
 app.add_typer(models.versions, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(imports.app, name="import")
+app.add_typer(clips.app, name="clips")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.add_typer(study.app, name="study")
