@@ -149,7 +149,7 @@ class ClipStore:
         if not contents:
             raise StoreError(f"{path} is empty; nothing was stored.")
         manifest = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        listing = _manifest_bytes(manifest)
+        listing = json.dumps({"files": manifest}, sort_keys=True, indent=1).encode()
         digest = hashlib.sha256(listing).hexdigest()
         for name, data in contents.items():
             self._put(f"folders/{digest}/content/{name}", data)
@@ -194,6 +194,10 @@ class ClipStore:
         listed = json.loads(self._get(key, parts[1]))["files"]
         # The list comes last here too: a folder without it was never finished.
         return {f"folders/{parts[1]}/content/{name}": sha256 for name, sha256 in listed.items()} | {key: parts[1]}
+
+    def read_file(self, key: str, sha256: str) -> bytes:
+        """The file under ``key``. Raises StoreError when missing or altered."""
+        return self._get(key, sha256)
 
     def check_file(self, key: str, sha256: str) -> None:
         """Returns when the file under ``key`` is whole. Raises StoreError when missing or altered."""
@@ -294,7 +298,3 @@ def _read_source(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); nothing was stored.") from error
-
-
-def _manifest_bytes(files: dict[str, str]) -> bytes:
-    return json.dumps({"files": files}, sort_keys=True, indent=1).encode()

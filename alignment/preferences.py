@@ -7,8 +7,9 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
 from alignment.domain import ClipRef, Outcome, Pair, RatedClip, RaterKind, Split, canonical_sha256
@@ -139,6 +140,20 @@ def freeze_snapshot(
         counts["left_out_not_commercial"] = not_commercial
     ordered = dict(sorted(counts.items()))
     return FrozenSnapshot(tuple(kept), _content_sha256(kept, rated, policy, ordered), policy, ordered, tuple(rated))
+
+
+def part_of(whole: FrozenSnapshot, pairs: Sequence[Pair], ratings: Sequence[RatedClip] = ()) -> FrozenSnapshot:
+    """Some of a snapshot's pairs and ratings as a snapshot of their own, under the whole's rules.
+
+    Raises DataError when there are none."""
+    rows = []
+    for pair in pairs:  # as the votes that they were; what flags exclude is left out of the whole already
+        values = {field.name: getattr(pair, field.name) for field in fields(pair)}
+        rows.append(SimpleNamespace(**values, left=pair.a, right=pair.b, flags=()))
+    return freeze_snapshot(
+        rows, both_bad=whole.policy["both_bad"], ratings=ratings,
+        not_commercial=0 if whole.policy.get("commercial") else None,
+    )  # fmt: skip
 
 
 def chosen_and_rejected(pair: Pair) -> tuple[ClipRef, ClipRef] | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from alignment.config import RewardSettings
 from alignment.db import runs, snapshots
 from alignment.domain import Pair, RatedClip, Split
 from alignment.errors import DataError, StoreError
-from alignment.preferences import FrozenSnapshot, freeze_snapshot, write_snapshot
+from alignment.preferences import FrozenSnapshot, write_snapshot
 
 if TYPE_CHECKING:
     from alignment.rewards.model import RewardModel
@@ -80,7 +79,7 @@ def split_snapshot(frozen: FrozenSnapshot, share: float, seed: int) -> Halves:
                 f"Of {len(frozen.pairs)} votes by {len(raters)} raters, none decisive is left in the train split for "
                 f"the reward model that {name}; collect more votes, or give two reward models of other raters."
             )
-    return Halves(*(_frozen(frozen, *parts[held]) for held in (False, True)))
+    return Halves(*(part_of(frozen, *parts[held]) for held in (False, True)))
 
 
 def two_reward_models(
@@ -192,17 +191,6 @@ def _drawn(items: Sequence[str], share: float, rng: random.Random) -> set[str]:
     if len(items) < 2:
         return set()
     return set(rng.sample(list(items), min(len(items) - 1, max(1, round(share * len(items))))))
-
-
-def _frozen(whole: FrozenSnapshot, pairs: Sequence[Pair], ratings: Sequence[RatedClip]) -> FrozenSnapshot:
-    rows = []
-    for pair in pairs:  # as the votes that they were; what flags exclude is left out of the whole already
-        values = {field.name: getattr(pair, field.name) for field in fields(pair)}
-        rows.append(SimpleNamespace(**values, left=pair.a, right=pair.b, flags=()))
-    return freeze_snapshot(
-        rows, both_bad=whole.policy["both_bad"], ratings=ratings,
-        not_commercial=0 if whole.policy.get("commercial") else None,
-    )  # fmt: skip
 
 
 def _record_half(

@@ -15,6 +15,7 @@ from alignment.cli import (
     clips,
     database,
     demo,
+    exports,
     gate,
     imports,
     leaderboard,
@@ -56,6 +57,7 @@ app.add_typer(gate.app, name="gate")
 app.add_typer(models.versions, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(imports.app, name="import")
+app.add_typer(exports.app, name="export")
 app.add_typer(clips.app, name="clips")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
