@@ -18,7 +18,7 @@ from alignment.config import RewardSettings
 from alignment.db import runs, snapshots
 from alignment.domain import Pair, RatedClip, Split
 from alignment.errors import DataError, StoreError
-from alignment.preferences import FrozenSnapshot, write_snapshot
+from alignment.preferences import FrozenSnapshot, part_of, write_snapshot
 
 if TYPE_CHECKING:
     from alignment.rewards.model import RewardModel

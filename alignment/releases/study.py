@@ -66,9 +66,9 @@ def export_music_arena(
         card = _card(leaving, licence, counts, licences)
         told = [
             "`battles.jsonl` has a vote a line, in the fields of Music Arena's release. `date` is the day; "
-            "`timestamp`, `feedback`, `hardware_*` and times of generation are empty; `text_adherence` and `quality` (-2 clearly A "
-            "to 2 clearly B), `confidence`, `split`, `licence` and `simulated` are added. Pairs that checked the rater "
-            "are left out.",
+            "`timestamp`, `feedback`, `hardware_*` and times of generation are empty; `text_adherence` and `quality` "
+            "(-2 clearly A to 2 clearly B), `confidence`, `split`, `licence` and `simulated` are added. Pairs that "
+            "checked the rater are left out.",
             PRIVACY,
         ]
         return bundle.finish(card, readme(f"Listening study: {study}", card, told), actor, "export.music-arena", study)
