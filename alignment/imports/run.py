@@ -132,6 +132,7 @@ class _Check:
         self._systems: dict[str, tuple[str, bool]] = {}  # name -> where it came first, whether it is a reference
         self.rows = self.known = self.bad = 0
         self.faults: list[str] = []
+        self._new_faults: list[tuple[str, str]] = []  # (place, sentence) of the batch at hand
         self.licences: Counter[str] = Counter()
         self.not_released: Counter[str] = Counter()
         self.simulated: bool | None = None
@@ -139,6 +140,7 @@ class _Check:
 
     def take(self, part: Sequence[Row]) -> None:
         read: list[tuple[str, Incoming]] = []
+        order = {place: number for number, (place, _) in enumerate(part)}
         for place, row in part:
             self.rows += 1
             try:
@@ -163,6 +165,7 @@ class _Check:
                     self._stage(place, one, splits)
             except DataError as error:
                 self._fault(place, error)
+        self._keep(order)
 
     def finish(self) -> None:
         """Looks at what only all rows together tell: names that stand for versions of our own."""
@@ -172,11 +175,17 @@ class _Check:
             base = REFERENCE_BASE if is_reference else EXTERNAL_BASE
             if bases.get(name, base) != base:
                 self._fault(place, DataError(f"system {name} has the name of a version here; give --prefix"))
+        self._keep({})
 
     def _fault(self, place: str, error: DataError) -> None:
         self.bad += 1
-        if len(self.faults) < SHOWN:
-            self.faults.append(f"{place}: {error}")
+        self._new_faults.append((place, f"{place}: {error}"))
+
+    def _keep(self, order: Mapping[str, int]) -> None:
+        """Adds a batch's faults, in the order of its rows, to those that are told."""
+        self._new_faults.sort(key=lambda fault: order.get(fault[0], 0))
+        self.faults += [text for _, text in self._new_faults][: SHOWN - len(self.faults)]
+        self._new_faults = []
 
     def _settled(self, one: Incoming) -> Incoming:
         """The record with the import's prefix and licence. Raises DataError for systems that cannot be versions."""
