@@ -1,7 +1,8 @@
-"""What is measured on a clip's audio: loudness and true peak (ITU-R BS.1770), silence and clipping."""
+"""What is measured on a clip's audio: loudness and true peak (ITU-R BS.1770), silence and clipping; and its file."""
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -32,6 +33,15 @@ def quantised(audio: np.ndarray) -> np.ndarray:
     if not np.isfinite(audio).all():
         raise DataError("Audio holds values that are not numbers; the model that made it is broken.")
     return np.clip(np.rint(audio.astype(np.float64) * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def flac_bytes(samples: np.ndarray, sample_rate_hz: int) -> bytes:
+    """The audio (samples,) int16 as a FLAC file without tags; the same audio gives the same bytes."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, sample_rate_hz, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def measure(audio: np.ndarray, sample_rate_hz: int) -> AudioFacts:

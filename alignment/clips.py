@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.audio_facts import FULL_SCALE, measure, quantised
+from alignment.audio_facts import FULL_SCALE, flac_bytes, measure, quantised
 from alignment.domain import AudioFacts
 from alignment.errors import DataError, StoreError
 
@@ -55,7 +55,7 @@ class ClipStore:
         Stored as 16-bit FLAC; the same audio gives the same bytes. Raises DataError for audio that is empty, of
         the wrong shape or not finite."""
         samples = quantised(audio)
-        data = _flac(samples, sample_rate_hz)
+        data = flac_bytes(samples, sample_rate_hz)
         digest = hashlib.sha256(data).hexdigest()
         self._put(self._key("audio", digest, ".flac"), data)
         return digest, measure(samples.astype(np.float32) / FULL_SCALE, sample_rate_hz)
@@ -73,7 +73,7 @@ class ClipStore:
 
     def location(self, sha256: str) -> str:
         """Where the audio of this name lies, for a person to open."""
-        return self._at(self._key("audio", sha256, ".flac"))
+        return self.at(self._key("audio", sha256, ".flac"))
 
     def put_codes(self, codes: np.ndarray) -> str:
         """sha256 of the stored codes, (K, T) integers that fit 16 bits. Raises DataError otherwise."""
@@ -109,7 +109,7 @@ class ClipStore:
         if facts.lufs is not None:
             gain_db = min(target_lufs - facts.lufs, TRUE_PEAK_LIMIT_DBTP - facts.true_peak_dbtp)
             audio = audio * np.float32(10 ** (gain_db / 20))
-        data = _flac(quantised(audio), rate)
+        data = flac_bytes(quantised(audio), rate)
         with self._renditions_lock:
             self._renditions[key] = data
             while len(self._renditions) > RENDITIONS_KEPT:
@@ -120,7 +120,7 @@ class ClipStore:
         """Returns when the audio or codes of this name are whole. Raises StoreError when missing or altered."""
         for kind, suffix in (("audio", ".flac"), ("codes", ".npy")):
             key = self._key(kind, sha256, suffix)
-            if self.fs.exists(self._at(key)):
+            if self.fs.exists(self.at(key)):
                 self._get(key, sha256)
                 return
         raise StoreError(f"{sha256} is not in the store {self.root}; generate the clip again or restore the store.")
@@ -149,7 +149,7 @@ class ClipStore:
         if not contents:
             raise StoreError(f"{path} is empty; nothing was stored.")
         manifest = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        listing = _manifest_bytes(manifest)
+        listing = json.dumps({"files": manifest}, sort_keys=True, indent=1).encode()
         digest = hashlib.sha256(listing).hexdigest()
         for name, data in contents.items():
             self._put(f"folders/{digest}/content/{name}", data)
@@ -168,13 +168,13 @@ class ClipStore:
         if parts[0] == "files":
             key = "/".join(parts)
             data = self._get(key, digest)
-            return Path(self._at(key)) if self.is_local else self._copied({parts[-1]: data}) / parts[-1]
+            return Path(self.at(key)) if self.is_local else self._copied({parts[-1]: data}) / parts[-1]
         listing = self._get(f"folders/{digest}/manifest.json", digest)
         contents = {
             name: self._get(f"folders/{digest}/content/{name}", sha256)
             for name, sha256 in json.loads(listing)["files"].items()
         }
-        return Path(self._at(f"folders/{digest}/content")) if self.is_local else self._copied(contents)
+        return Path(self.at(f"folders/{digest}/content")) if self.is_local else self._copied(contents)
 
     # What a backup copies
 
@@ -195,6 +195,10 @@ class ClipStore:
         # The list comes last here too: a folder without it was never finished.
         return {f"folders/{parts[1]}/content/{name}": sha256 for name, sha256 in listed.items()} | {key: parts[1]}
 
+    def read_file(self, key: str, sha256: str) -> bytes:
+        """The file under ``key``. Raises StoreError when missing or altered."""
+        return self._get(key, sha256)
+
     def check_file(self, key: str, sha256: str) -> None:
         """Returns when the file under ``key`` is whole. Raises StoreError when missing or altered."""
         self._get(key, sha256)
@@ -202,14 +206,15 @@ class ClipStore:
     def copy_file(self, key: str, sha256: str, other: ClipStore) -> None:
         """Puts the file into another store; one that is there already stays. Raises StoreError when either differs."""
         data = self._get(key, sha256)
-        if other.fs.exists(other._at(key)):
+        if other.fs.exists(other.at(key)):
             other._get(key, sha256)
             return
         other._put(key, data)
 
     # Reading and writing
 
-    def _at(self, key: str) -> str:
+    def at(self, key: str) -> str:
+        """The address of the file under ``key``."""
         return f"{self.root}/{key}"
 
     @staticmethod
@@ -220,25 +225,26 @@ class ClipStore:
 
     def _get(self, key: str, sha256: str) -> bytes:
         try:
-            with self.fs.open(self._at(key), "rb") as handle:
+            with self.fs.open(self.at(key), "rb") as handle:
                 data = handle.read()
         except FileNotFoundError:
             raise StoreError(
-                f"{self._at(key)} is missing; generate it again or restore the store from a copy."
+                f"{self.at(key)} is missing; generate it again or restore the store from a copy."
             ) from None
         except OSError as error:
-            raise StoreError(f"{self._at(key)} cannot be read ({error}); check the disk and its rights.") from error
+            raise StoreError(f"{self.at(key)} cannot be read ({error}); check the disk and its rights.") from error
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise StoreError(f"{self._at(key)} was altered after it was stored; restore it from a copy.")
+            raise StoreError(f"{self.at(key)} was altered after it was stored; restore it from a copy.")
         return data
 
     def _put(self, key: str, data: bytes) -> None:
         """Writes ``data`` under ``key`` whole or not at all. A file that is there already, whole, is left alone."""
-        target = self._at(key)
+        target = self.at(key)
         folder, _, name = target.rpartition("/")
         partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
         try:
-            if self.fs.exists(target) and self.fs.size(target) == len(data) and self.fs.cat_file(target) == data:
+            same = self.fs.exists(target) and self.fs.size(target) == len(data) and self.fs.cat_file(target) == data
+            if same and self._renewed(target):
                 return
             self.fs.makedirs(folder, exist_ok=True)
             try:
@@ -261,6 +267,16 @@ class ClipStore:
                 f"{target} cannot be written ({reason}); free some space or check the rights. Nothing was half-written."
             ) from error
 
+    def _renewed(self, target: str) -> bool:
+        """Whether the file is there and counts as young from now on, so that garbage collection leaves it alone."""
+        try:
+            os.utime(target) if self.is_local else self.fs.touch(target, truncate=False)
+        except (FileNotFoundError, NotImplementedError, ValueError):
+            return False  # gone meanwhile, or a store whose files are young only when they are written anew
+        except OSError:
+            pass  # not ours to touch
+        return True
+
     def _copied(self, contents: dict[str, bytes]) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="attune-store-"))
         try:
@@ -282,15 +298,3 @@ def _read_source(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); nothing was stored.") from error
-
-
-def _manifest_bytes(files: dict[str, str]) -> bytes:
-    return json.dumps({"files": files}, sort_keys=True, indent=1).encode()
-
-
-def _flac(samples: np.ndarray, sample_rate_hz: int) -> bytes:
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sample_rate_hz, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()

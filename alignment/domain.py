@@ -85,6 +85,10 @@ class Axis(enum.StrEnum):
 
 # The "base" of versions that are processed audio and no policy: heard in studies, never trained on, never listed.
 ANCHOR_BASE = "anchor"
+# The "bases" of versions whose clips came from elsewhere: of another system, or recordings that no system made. They
+# are heard and compared; there is nothing of theirs to train, sing with or promote.
+EXTERNAL_BASE = "external"
+REFERENCE_BASE = "reference"
 
 
 def canonical_sha256(value: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import hmac
 import io
 import json
 import os
@@ -21,24 +20,30 @@ from typing import Any
 from alignment.db import figures as queries
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
-from alignment.db.figures import FlagRow, StudyComment, StudyRating, StudyVote
+from alignment.db.figures import StudyComment, StudyRating, StudyVote
 from alignment.db.people import add_audit
-from alignment.db.studies import Study, get_study
-from alignment.domain import Axis, RaterKind, RatingOutcome
-from alignment.errors import DataError, StoreError
+from alignment.db.studies import Study
+from alignment.errors import StoreError
+from alignment.releases.consent import (
+    DEFAULT_LICENCE,
+    NO_CONSENT,
+    NO_LICENCE,
+    WITHDRAWN,
+    Pseudonyms,
+    Publishable,
+    publishable,
+    require_licence,
+)
+from alignment.releases.rows import VOTE_COLUMNS, about, jsonl, vote_rows
+
+__all__ = ["DEFAULT_LICENCE", "Export", "make_export", "write_export", "zipped"]
 
 FORMAT = 1
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # the wide ones too: spreadsheets fold them
-DEFAULT_LICENCE = "CC BY 4.0"
 
-VOTE_COLUMNS = (
-    "vote", "rater", "session", "position", "day", "kind", "prompt", "version_a", "version_b", "audio_sha256_a",
-    "audio_sha256_b", "outcome", "text_adherence", "quality", "confidence", "expected_winner", "repeats_vote",
-    "heard_seconds_a", "heard_seconds_b", "switches", "decision_seconds", "cohort", "background", "flags",
-)  # fmt: skip
 RATING_COLUMNS = (
     "rating", "rater", "session", "day", "kind", "prompt", "version", "audio_sha256", "quality", "relevance", "mos",
-    "heard_seconds", "decision_seconds", "cohort", "background",
+    "heard_seconds", "decision_seconds", "cohort", "background", "licence",
 )  # fmt: skip
 COMMENT_COLUMNS = (
     "comment", "prompt", "version_a", "version_b", "outcome", "side", "start_seconds", "end_seconds", "after_reveal",
@@ -59,62 +64,42 @@ class Export:
         return self.card["counts"]
 
 
-class _Pseudonyms:
-    """Names of this export alone: the key is drawn here and forgotten with it."""
-
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
-
-    def of(self, kind: str, value: uuid.UUID) -> str:
-        """16 hex digits; the same thing has the same name within this export and another one in the next."""
-        return hmac.new(self._key, f"{kind}:{value}".encode(), hashlib.sha256).hexdigest()[:16]
-
-
 def make_export(database: Database, study_name: str, *, actor: str, licence: str = DEFAULT_LICENCE) -> Export:
     """The study's publishable answers as JSONL and CSV, with a data card and checksums; writes an audit line.
 
     Of people, only answers whose newest consent in this study allows publication leave the database; the others, and
-    those of raters who withdrew, are counted. Simulated listeners need no consent and are marked in the card. Raises
+    those of raters who withdrew, are counted. Simulated listeners need no consent and are marked in the card. What came
+    from elsewhere keeps the licence it came under; ``licence`` is that of the rest. Raises
     NotFoundError for an unknown study and DataError for an empty licence."""
-    if not licence.strip():
-        raise DataError(f"The export names no licence; give one, for example {DEFAULT_LICENCE}.")
+    licence = require_licence(licence)
     with database.session(write=False) as s:
-        study = get_study(s, study_name)
-        votes = queries.study_votes(s, study.id)
-        ratings = [one for one in queries.study_ratings(s, study.id) if one.outcome == RatingOutcome.RATED]
-        agreed = queries.publication_consents(s, study.id)
-        flags = queries.latest_flags(s, [vote.vote_id for vote in votes])
-        comments = queries.comments_of(s, [vote.vote_id for vote in votes])
-    simulated = study.rater_kind == RaterKind.SIMULATED
-
-    def leaves(one: StudyVote | StudyRating) -> bool:
-        return not one.withdrawn and (simulated or agreed.get(one.rater_id) is True)
-
-    out_votes, out_ratings = [v for v in votes if leaves(v)], [r for r in ratings if leaves(r)]
-    names = _Pseudonyms()
-    vote_rows = _vote_rows(out_votes, flags, names)
-    rating_rows = sorted((_rating_row(r, names) for r in out_ratings), key=lambda row: row["rating"])
-    comment_rows = _comment_rows(comments, {v.vote_id: v for v in out_votes})
+        leaving = publishable(s, study_name)
+        flags = queries.latest_flags(s, [vote.vote_id for vote in leaving.votes])
+        comments = queries.comments_of(s, leaving.said)
+    names = Pseudonyms()
+    rows_of_votes = vote_rows(leaving, flags, names, licence=licence)
+    rating_rows = sorted((_rating_row(r, names, leaving, licence) for r in leaving.ratings), key=lambda r: r["rating"])
+    comment_rows = _comment_rows(comments, {v.vote_id: v for v in leaving.votes})
     files: dict[str, bytes] = {}
     for name, rows, columns in (
-        ("votes", vote_rows, VOTE_COLUMNS),
+        ("votes", rows_of_votes, VOTE_COLUMNS),
         ("ratings", rating_rows, RATING_COLUMNS),
         ("comments", comment_rows, COMMENT_COLUMNS),
     ):
-        files[f"{name}.jsonl"] = _jsonl(rows)
+        files[f"{name}.jsonl"] = jsonl(rows)
         files[f"{name}.csv"] = _csv(rows, columns)
-    withheld = Counter(
-        "withdrawn" if one.withdrawn else "without publication consent"
-        for one in [*votes, *ratings] if not leaves(one)
-    )  # fmt: skip
     counts = {
-        "votes": len(vote_rows), "ratings": len(rating_rows), "comments": len(comment_rows),
-        "raters": len({one.rater_id for one in [*out_votes, *out_ratings]}),
-        "withheld_without_publication_consent": withheld["without publication consent"],
-        "withheld_withdrawn": withheld["withdrawn"],
+        "votes": len(rows_of_votes), "ratings": len(rating_rows), "comments": len(comment_rows),
+        "raters": len({one.rater_id for one in [*leaving.votes, *leaving.ratings]}),
+        "withheld_without_publication_consent": leaving.withheld[NO_CONSENT],
+        "withheld_withdrawn": leaving.withheld[WITHDRAWN],
+        "withheld_without_licence": leaving.withheld[NO_LICENCE],
         "comments_withheld": len(comments) - len(comment_rows),
     }  # fmt: skip
-    card = _card(study, licence.strip(), simulated, counts, files)
+    licences = Counter(row["licence"] for row in (*rows_of_votes, *rating_rows))
+    card = _card(leaving.study, licence, leaving.simulated, counts, files) | {
+        "licences": dict(sorted(licences.items()))
+    }
     files["datacard.json"] = (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode()
     files["README.md"] = _readme(card).encode()
     files["SHA256SUMS"] = "".join(
@@ -154,48 +139,12 @@ def zipped(export: Export) -> bytes:
     return buffer.getvalue()
 
 
-def _about(one: StudyVote | StudyRating, names: _Pseudonyms) -> dict[str, Any]:
-    """What votes and ratings tell of rater and time: no clock time, which could join two exports."""
-    return {
-        "rater": names.of("rater", one.rater_id),
-        "session": names.of("session", one.session_id),
-        "day": one.created_at.date().isoformat(),
-        "prompt": one.prompt_text,
-        "decision_seconds": None if one.decision_ms is None else round(one.decision_ms / 1000),
-        "cohort": one.cohort,
-        "background": {str(key): str(value) for key, value in sorted(one.background.items())},
-    }
-
-
-def _vote_rows(votes: Sequence[StudyVote], flags: Sequence[FlagRow], names: _Pseudonyms) -> list[dict[str, Any]]:
-    by_vote: dict[uuid.UUID, dict[str, str]] = {}
-    for flag in flags:
-        by_vote.setdefault(flag.vote_id, {})[flag.detector] = flag.verdict
-    of_assignment = {vote.assignment_id: vote.vote_id for vote in votes}
-    rows = []
-    for vote in votes:
-        first = of_assignment.get(vote.repeats) if vote.repeats else None
-        row = _about(vote, names) | {
-            "vote": names.of("vote", vote.vote_id), "position": vote.position, "kind": vote.kind.value,
-            "version_a": vote.left_version, "version_b": vote.right_version, "audio_sha256_a": vote.left_audio,
-            "audio_sha256_b": vote.right_audio, "outcome": vote.outcome.value,
-            "text_adherence": vote.axes.get(Axis.TEXT_ADHERENCE), "quality": vote.axes.get(Axis.QUALITY),
-            "confidence": vote.confidence,
-            "expected_winner": None if vote.expected is None else {"left": "A", "right": "B"}[vote.expected.value],
-            "repeats_vote": None if first is None else names.of("vote", first),
-            "heard_seconds_a": round(vote.heard_left_seconds, 1), "heard_seconds_b": round(vote.heard_right_seconds, 1),
-            "switches": vote.switches, "flags": dict(sorted(by_vote.get(vote.vote_id, {}).items())),
-        }  # fmt: skip
-        rows.append({name: row[name] for name in VOTE_COLUMNS})
-    # By keyed name: the order in which votes came in would tell who sat together, and join two exports.
-    return sorted(rows, key=lambda row: row["vote"])
-
-
-def _rating_row(rating: StudyRating, names: _Pseudonyms) -> dict[str, Any]:
-    row = _about(rating, names) | {
+def _rating_row(rating: StudyRating, names: Pseudonyms, leaving: Publishable, licence: str) -> dict[str, Any]:
+    row = about(rating, names) | {
         "rating": names.of("rating", rating.rating_id), "kind": rating.kind, "version": rating.version,
         "audio_sha256": rating.audio, "quality": rating.quality, "relevance": rating.relevance, "mos": rating.mos,
         "heard_seconds": round(rating.heard_seconds, 1),
+        "licence": leaving.licence_of(rating.rating_id, licence),
     }  # fmt: skip
     return {name: row[name] for name in RATING_COLUMNS}
 
@@ -215,10 +164,6 @@ def _comment_rows(comments: Sequence[StudyComment], votes: Mapping[uuid.UUID, St
              "after_reveal": comment.after_reveal, "text": comment.text}
         )  # fmt: skip
     return sorted(rows, key=lambda row: row["comment"])
-
-
-def _jsonl(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
@@ -274,6 +219,7 @@ def _card(
             "text_adherence, quality": "-2 clearly A, 0 equal, 2 clearly B",
             "kind": "votes: normal, gold (known winner), repeat (asked again, sides swapped), anchor (one clip spoilt "
             "on purpose); ratings: normal, reference, anchor",
+            "licence": "of the answer; what came from elsewhere keeps the licence that it came under",
             "flags": "detector: verdict (ok, suspect, invalid, unknown); flags annotate, no vote was removed for one",
         },
         "files": {
@@ -288,11 +234,13 @@ def _readme(card: Mapping[str, Any]) -> str:
         f"# Listening study: {card['study']}",
         "",
         *(["**Simulated listeners gave these answers, no person did.**", ""] if card["simulated"] else []),
-        f"Licence: {card['licence']}. Made on {card['made_on']}. Versions: {', '.join(card['versions'])}.",
+        f"Licence: {'; '.join(card['licences']) or card['licence']}. Made on {card['made_on']}. "
+        f"Versions: {', '.join(card['versions'])}.",
         "",
         f"{counts['votes']} votes, {counts['ratings']} ratings and {counts['comments']} comments of {counts['raters']} "
         f"raters. Withheld: {counts['withheld_without_publication_consent']} answers without consent to publication, "
-        f"{counts['withheld_withdrawn']} of raters who withdrew.",
+        f"{counts['withheld_withdrawn']} of raters who withdrew, {counts['withheld_without_licence']} without a known "
+        "licence.",
         "",
         card["consent"],
         "",

@@ -7,8 +7,9 @@ import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
 from alignment.domain import ClipRef, Outcome, Pair, RatedClip, RaterKind, Split, canonical_sha256
@@ -83,15 +84,17 @@ def freeze_snapshot(
     shuffle_seed: int | None = None,
     exclude: Sequence[str] = EXCLUDED,
     ratings: Sequence[RatedClip] = (),
+    not_commercial: int | None = None,
 ) -> FrozenSnapshot:
     """The pairs of the counted votes, in an order that depends on what was voted and not on when.
 
     SKIP and FAULT are dropped, and so are votes between a clip and itself and votes that any detector last gave one of
     the verdicts ``exclude``. A tie is half; BOTH_BAD is a tie or is dropped, by ``both_bad``. ``ratings`` of single
     clips come beside the pairs. ``shuffle_seed`` permutes outcomes (with their axes) among the pairs of each split,
-    and answers among its ratings: a control in which the same votes say nothing. Raises DataError when nothing is left
-    to train on, when simulated and human votes meet, when a vote appears twice or when one prompt lies in two
-    splits."""
+    and answers among its ratings: a control in which the same votes say nothing. ``not_commercial``: how many votes and
+    ratings were left out because their licences do not allow commercial use, which marks the snapshot as fit for it;
+    None: licences were not looked at. Raises DataError when nothing is left to train on, when simulated and human
+    votes meet, when a vote appears twice or when one prompt lies in two splits."""
     if both_bad not in BOTH_BAD_RULES:
         raise ConfigError(f"both_bad is {both_bad!r}; it must be one of {', '.join(BOTH_BAD_RULES)}.")
     if not rows and not ratings:
@@ -132,8 +135,25 @@ def freeze_snapshot(
     if rated:
         counts["ratings"] = len(rated)
     policy = {"both_bad": both_bad, "exclude": sorted(exclude), "rule_version": 2, "shuffle_seed": shuffle_seed}
+    if not_commercial is not None:  # no such key otherwise, as in snapshots from before licences were looked at
+        policy["commercial"] = True
+        counts["left_out_not_commercial"] = not_commercial
     ordered = dict(sorted(counts.items()))
     return FrozenSnapshot(tuple(kept), _content_sha256(kept, rated, policy, ordered), policy, ordered, tuple(rated))
+
+
+def part_of(whole: FrozenSnapshot, pairs: Sequence[Pair], ratings: Sequence[RatedClip] = ()) -> FrozenSnapshot:
+    """Some of a snapshot's pairs and ratings as a snapshot of their own, under the whole's rules.
+
+    Raises DataError when there are none."""
+    rows = []
+    for pair in pairs:  # as the votes that they were; what flags exclude is left out of the whole already
+        values = {field.name: getattr(pair, field.name) for field in fields(pair)}
+        rows.append(SimpleNamespace(**values, left=pair.a, right=pair.b, flags=()))
+    return freeze_snapshot(
+        rows, both_bad=whole.policy["both_bad"], ratings=ratings,
+        not_commercial=0 if whole.policy.get("commercial") else None,
+    )  # fmt: skip
 
 
 def chosen_and_rejected(pair: Pair) -> tuple[ClipRef, ClipRef] | None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -19,7 +19,7 @@ from alignment.db.clips import get_clips, list_clips
 from alignment.db.engine import Database
 from alignment.db.studies import NewBattle, Study
 from alignment.db.versions import get_version
-from alignment.domain import Axis, BattleKind, Clip, ClipSource, RaterKind
+from alignment.domain import EXTERNAL_BASE, Axis, BattleKind, Clip, ClipSource, RaterKind
 from alignment.errors import DataError, NotFoundError
 
 SAMPLER = "recipe-1"
@@ -134,9 +134,9 @@ def create_study_from_recipe(
 
     Mode ab: battles between clips of one prompt, equally long, at one sample rate, with different audio; gold pairs
     (a clip against its low anchor, or ``gold``: pairs of clip ids, the known winner first) and anchor pairs by their
-    shares. Mode rating: one item a clip, clips that no model sang as hidden references, low anchors by their share.
-    Mode arena: nothing yet. The same recipe again gives the same study. Raises DataError when the name stands for
-    another recipe or there is nothing to compare, NotFoundError for an unknown version or prompt set."""
+    shares. Mode rating: one item a clip, clips that no model and no other system made as hidden references, low anchors
+    by their share. Mode arena: nothing yet. The same recipe again gives the same study. Raises DataError when the name
+    stands for another recipe or there is nothing to compare, NotFoundError for an unknown version or prompt set."""
     rules = recipe.model_dump(mode="json")
     with database.session(write=False) as s:
         try:
@@ -359,12 +359,17 @@ def _items(
         rng.shuffle(layer)
     wanted = len(layers[0]) if recipe.pairs is None else recipe.pairs
     chosen = [clip for depth in sorted(layers) for clip in layers[depth]][:wanted]
-    items = [
-        (clip.prompt_id, clip.id, "reference" if clip.source is ClipSource.EXTERNAL else "normal") for clip in chosen
-    ]
+    with database.session(write=False) as s:
+        systems = {name for name in sung if get_version(s, name).base == EXTERNAL_BASE}
+    items = [(clip.prompt_id, clip.id, "reference" if _is_reference(clip, systems) else "normal") for clip in chosen]
     if recipe.shares.anchors:
         count = min(MOST_CHECKS, _whole(recipe.shares.anchors * len(chosen) / (1 - recipe.shares.anchors)))
         made = anchors.add_low_anchors(database, store, rng.sample(chosen, min(count, len(chosen))))
         items += [(one.anchor.prompt_id, one.anchor.id, "anchor") for one in made]
     rng.shuffle(items)
     return items
+
+
+def _is_reference(clip: Clip, systems: Collection[str]) -> bool:
+    """Whether no model sang the clip: it came from outside, and from none of the other systems."""
+    return clip.source is ClipSource.EXTERNAL and clip.version not in systems

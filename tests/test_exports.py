@@ -44,7 +44,7 @@ def test_without_consent_to_publication_no_row_leaves_and_the_withheld_are_count
     export = make_export(any_database, "study", actor="olga")
     assert export.counts == {
         "votes": 3, "ratings": 0, "comments": 3, "raters": 1, "withheld_without_publication_consent": 9,
-        "withheld_withdrawn": 3, "comments_withheld": 12,
+        "withheld_withdrawn": 3, "withheld_without_licence": 0, "comments_withheld": 12,
     }  # fmt: skip
     assert len(_rows(export)) == len(_rows(export, "comments")) == 3
     give_consent(any_database, raters[1], filled.study_id, publication=True)

@@ -6,7 +6,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +16,12 @@ import numpy as np
 from alignment.circle.generate import Clips
 from alignment.circle.workspace import Progress, Workspace, current_commit, no_progress
 from alignment.config import DpoSettings, RewardSettings
-from alignment.db import runs, snapshots, studies, versions
+from alignment.db import external, runs, snapshots, studies, versions
 from alignment.db.rated import counted_ratings
 from alignment.db.votes import counted_votes
 from alignment.domain import Clip, Pair, Prompt, Split, Version
 from alignment.errors import DataError
+from alignment.licences import allows_commercial_use, listed
 from alignment.preferences import EXCLUDED, FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
 from alignment.versions import register_adapter
 
@@ -45,14 +46,39 @@ def take_snapshot(
     both_bad: str = "tie",
     shuffle_seed: int | None = None,
     exclude: Sequence[str] = EXCLUDED,
+    commercial: bool = False,
 ) -> NamedSnapshot:
-    """Freeze the studies' votes and ratings so far into the store and record it; votes that a detector last gave a
-    verdict of ``exclude`` stay out. Raises DataError when the name is taken."""
+    """Freeze the studies' votes and ratings so far into the store and record it with the licences of what came from
+    elsewhere; votes that a detector last gave a verdict of ``exclude`` stay out.
+
+    ``commercial`` marks the snapshot as fit for commercial use and leaves out every vote and rating that came, or whose
+    clips came, under a licence that does not allow it or that nobody stated. Raises DataError when the name is taken or
+    nothing is left."""
     with ws.database.session(write=False) as s:
         ids = [studies.get_study(s, study).id for study in study_names]
         rows = counted_votes(s, study_ids=ids, for_training=True)
         rated = counted_ratings(s, study_ids=ids)
-    frozen = freeze_snapshot(rows, both_bad=both_bad, shuffle_seed=shuffle_seed, exclude=exclude, ratings=rated)
+        of_votes = external.licences_of_votes(s, [row.vote_id for row in rows])
+        of_clips = external.licences_of_clips(s, {one.clip.clip_id for one in rated})
+    high_water_mark = max(rows, key=lambda row: row.created_at).vote_id if rows else None
+    left_out = None
+    if commercial:
+        had = len(rows) + len(rated)
+        rows = [row for row in rows if may_serve_commerce(of_votes, row.vote_id)]
+        rated = [one for one in rated if may_serve_commerce(of_clips, one.clip.clip_id)]
+        left_out = had - len(rows) - len(rated)
+        if had and not rows and not rated:
+            raise DataError(
+                f"None of {had} votes and ratings may serve a commercial purpose, by the licences of their records; "
+                "collect votes of your own, or import under a licence that allows it."
+            )
+    frozen = freeze_snapshot(
+        rows, both_bad=both_bad, shuffle_seed=shuffle_seed, exclude=exclude, ratings=rated, not_commercial=left_out
+    )
+    licences = [
+        *(licence for vote, _ in frozen.members for licence in of_votes.get(uuid.UUID(vote), ())),
+        *(licence for one in frozen.ratings for licence in of_clips.get(uuid.UUID(one.clip.clip_id), ())),
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.jsonl"
         write_snapshot(frozen, path)
@@ -60,10 +86,15 @@ def take_snapshot(
     with ws.database.session() as s:
         snapshot_id = snapshots.add_snapshot(
             s, name=name, policy=dict(frozen.policy) | {"studies": list(study_names)},
-            high_water_mark=max(rows, key=lambda row: row.created_at).vote_id if rows else None,
-            content_sha256=frozen.content_sha256, uri=uri, simulated=frozen.simulated, members=frozen.members,
+            high_water_mark=high_water_mark, content_sha256=frozen.content_sha256, uri=uri, simulated=frozen.simulated,
+            members=frozen.members, licence=listed(licences),
         )  # fmt: skip
     return NamedSnapshot(name, snapshot_id, frozen)
+
+
+def may_serve_commerce(licences: Mapping[uuid.UUID, frozenset[str | None]], which: str) -> bool:
+    """Whether every licence of this vote or clip allows commercial use; what is our own has none."""
+    return all(allows_commercial_use(licence) for licence in licences.get(uuid.UUID(which), ()))
 
 
 def load_snapshot(ws: Workspace, name: str) -> NamedSnapshot:

@@ -6,9 +6,8 @@ import importlib
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from alignment.config import RewardSettings, ScorerSettings
 from alignment.db import runs, snapshots
 from alignment.domain import Pair, RatedClip, Split
 from alignment.errors import ConfigError, DataError, StoreError
-from alignment.preferences import FrozenSnapshot, freeze_snapshot, write_snapshot
+from alignment.preferences import FrozenSnapshot, part_of, write_snapshot
 
 if TYPE_CHECKING:
     from alignment.rewards.model import RewardModel
@@ -81,7 +80,7 @@ def split_snapshot(frozen: FrozenSnapshot, share: float, seed: int) -> Halves:
                 f"Of {len(frozen.pairs)} votes by {len(raters)} raters, none decisive is left in the train split for "
                 f"the reward model that {name}; collect more votes, or give two reward models of other raters."
             )
-    return Halves(*(_frozen(frozen, *parts[held]) for held in (False, True)))
+    return Halves(*(part_of(frozen, *parts[held]) for held in (False, True)))
 
 
 def two_reward_models(
@@ -225,14 +224,6 @@ def _drawn(items: Sequence[str], share: float, rng: random.Random) -> set[str]:
     return set(rng.sample(list(items), min(len(items) - 1, max(1, round(share * len(items))))))
 
 
-def _frozen(whole: FrozenSnapshot, pairs: Sequence[Pair], ratings: Sequence[RatedClip]) -> FrozenSnapshot:
-    rows = []
-    for pair in pairs:  # as the votes that they were; what flags exclude is left out of the whole already
-        values = {field.name: getattr(pair, field.name) for field in fields(pair)}
-        rows.append(SimpleNamespace(**values, left=pair.a, right=pair.b, flags=()))
-    return freeze_snapshot(rows, both_bad=whole.policy["both_bad"], ratings=ratings)
-
-
 def _record_half(
     ws: Workspace, name: str, whole: NamedSnapshot, half: FrozenSnapshot, share: float, seed: int
 ) -> NamedSnapshot:
@@ -246,5 +237,6 @@ def _record_half(
         snapshot_id = snapshots.add_snapshot(
             s, name=name, policy=dict(whole.frozen.policy) | origin, high_water_mark=None,
             content_sha256=half.content_sha256, uri=uri, simulated=half.simulated, members=half.members,
+            licence=snapshots.get_snapshot(s, whole.name).licence,
         )  # fmt: skip
     return NamedSnapshot(name, snapshot_id, half)

@@ -102,7 +102,13 @@ class Workspace:
 
         def compute(shas: list[str]) -> np.ndarray:
             loaded = [self.store.get_audio(sha) for sha in shas]
-            return self.encoder.audio([audio for audio, _ in loaded], loaded[0][1])
+            found: np.ndarray | None = None
+            for rate in {rate for _, rate in loaded}:  # clips from elsewhere come at rates of their own
+                places = [n for n, (_, own) in enumerate(loaded) if own == rate]
+                part = self.encoder.audio([loaded[n][0] for n in places], rate)
+                found = np.empty((len(shas), part.shape[1]), part.dtype) if found is None else found
+                found[places] = part
+            return found
 
         if self._cache is not None:
             found = self._cache.get(wanted, compute, on_progress=progress)

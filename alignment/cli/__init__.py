@@ -12,10 +12,13 @@ from alignment.cli import (
     account,
     align,
     circle,
+    clips,
     compare,
     database,
     demo,
+    exports,
     gate,
+    imports,
     jobs,
     leaderboard,
     models,
@@ -57,6 +60,9 @@ app.add_typer(gate.app, name="gate")
 app.add_typer(versions.app, name="versions")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(reproduce.app, name="reproduce")
+app.add_typer(imports.app, name="import")
+app.add_typer(exports.app, name="export")
+app.add_typer(clips.app, name="clips")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
 app.add_typer(study.app, name="study")

@@ -165,6 +165,9 @@ def snapshot(
     include_flagged: Annotated[
         bool, typer.Option("--include-flagged", help="Keep votes that a detector called invalid; otherwise left out.")
     ] = False,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Only what came under licences that allow commercial use, and our own.")
+    ] = False,
     seed: Seed = 0,
     home: Home = None,
     database: DatabaseUrl = None,
@@ -175,7 +178,9 @@ def snapshot(
 
     ws = open_workspace(home, database)
     rules = {"exclude": ()} if include_flagged else {}
-    taken = take_snapshot(ws, name, study, both_bad=both_bad, shuffle_seed=seed if shuffle_votes else None, **rules)
+    taken = take_snapshot(
+        ws, name, study, both_bad=both_bad, shuffle_seed=seed if shuffle_votes else None, commercial=commercial, **rules
+    )
     counts = taken.frozen.counts
     kind = "simulated" if taken.frozen.simulated else "human"
     emit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -58,6 +58,16 @@ def add_prompts(s: Session, items: Sequence[tuple[str, str, Split, Mapping[str, 
     if fresh:
         s.execute(sa.insert(PromptRow), fresh)
     return [known[digest] for digest in digests]
+
+
+def known_prompts(s: Session, texts: Iterable[str]) -> dict[str, Prompt]:
+    """Those of the texts that are prompts on record."""
+    found = {}
+    for part in batches(hashlib.sha256(text.encode()).hexdigest() for text in texts):
+        found.update(
+            {row.text: _prompt(row) for row in s.scalars(sa.select(PromptRow).where(PromptRow.sha256.in_(part)))}
+        )
+    return found
 
 
 def list_prompts(s: Session, *, split: Split | None = None, source: str | None = None) -> list[Prompt]:

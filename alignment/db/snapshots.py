@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow, uuid7
 from alignment.db.batches import batches
+from alignment.db.external import licences_of_votes
 from alignment.db.tables import (
     AssignmentRow,
     ListeningSessionRow,
@@ -23,6 +24,7 @@ from alignment.db.tables import (
 )
 from alignment.domain import RaterKind, Split
 from alignment.errors import DataError, NotFoundError
+from alignment.licences import allows_commercial_use, listed
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def add_snapshot(
     """The id of the snapshot of this name, recorded if it is new. Votes may be given as UUID or text.
 
     Raises DataError when the name stands for other content, or when a member's rater is human and ``simulated`` is
-    True or the other way round (they never share a snapshot), or when a member's rater has withdrawn."""
+    True or the other way round (they never share a snapshot), or when a member's rater has withdrawn, or when the
+    policy says ``commercial`` and a member came under a licence that does not allow it."""
     known = s.scalar(sa.select(SnapshotRow).where(SnapshotRow.name == name))
     if known is not None:
         if known.content_sha256 != content_sha256:
@@ -89,6 +92,14 @@ def add_snapshot(
             raise DataError(
                 f"Snapshot {name} holds {gone} votes of raters who have withdrawn since they were counted; "
                 "freeze the votes again."
+            )
+    if policy.get("commercial"):
+        found = licences_of_votes(s, [row["vote_id"] for row in rows]).values()
+        barred = [licences for licences in found if not all(allows_commercial_use(one) for one in licences)]
+        if barred:
+            raise DataError(
+                f"Snapshot {name} is for commercial use and {len(barred)} of its votes came under "
+                f"{listed(one for licences in barred for one in licences)}; leave them out."
             )
     new = uuid7()
     s.execute(

@@ -53,7 +53,9 @@ from alignment.db.tables_people import (
 )
 from alignment.db.tables_results import (
     AuditLogRow,
+    ExternalClipRow,
     ExternalRecordRow,
+    ExternalVoteRow,
     GateDecisionRow,
     LeaderboardEntryRow,
     LeaderboardRunRow,
@@ -97,7 +99,9 @@ __all__ = [
     "ComparisonStudyRow",
     "ComparisonVersionRow",
     "ConsentRow",
+    "ExternalClipRow",
     "ExternalRecordRow",
+    "ExternalVoteRow",
     "GateDecisionRow",
     "GenerationConfigRow",
     "GenerationRequestRow",

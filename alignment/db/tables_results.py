@@ -141,6 +141,22 @@ class ExternalRecordRow(Base):
     created_at: Mapped[Created]
 
 
+class ExternalClipRow(Base):
+    """A clip that a record brought, under the record's licence."""
+
+    __tablename__ = "external_clip"
+    record_id: Mapped[uuid.UUID] = refers("external_record.id", primary_key=True)
+    clip_id: Mapped[uuid.UUID] = refers("clip.id", primary_key=True, index=True)
+
+
+class ExternalVoteRow(Base):
+    """The vote that a record brought."""
+
+    __tablename__ = "external_vote"
+    record_id: Mapped[uuid.UUID] = refers("external_record.id", primary_key=True)
+    vote_id: Mapped[uuid.UUID] = mapped_column(sa.ForeignKey("vote.id"), unique=True)
+
+
 class AuditLogRow(Base):
     """[append-only] Who did what."""
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from alignment.errors import ConfigError
+from alignment.licences import UNKNOWN, is_known, is_non_commercial
+
+__all__ = ["OWN", "UNKNOWN", "is_non_commercial", "licence_of_folder", "refuse_non_commercial"]
 
 OWN = "own"  # trained by the user on the user's votes
-UNKNOWN = "unknown"
-# "NC" as a part of its own (CC-BY-NC-4.0), or in words.
-_NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[\s-]?commercial|(research|academic)[\s-](only|use)", re.I)
 
 
 class Licensed(Protocol):
@@ -20,11 +20,6 @@ class Licensed(Protocol):
     def name(self) -> str: ...
     @property
     def licence(self) -> str: ...
-
-
-def is_non_commercial(licence: str) -> bool:
-    """Whether a licence, by its name or its words, forbids commercial use."""
-    return bool(_NON_COMMERCIAL.search(licence))
 
 
 def refuse_non_commercial(scorers: Iterable[Licensed]) -> None:
@@ -36,7 +31,7 @@ def refuse_non_commercial(scorers: Iterable[Licensed]) -> None:
         licence = scorer.licence.strip()
         if is_non_commercial(licence):
             faults.append(f"{scorer.name} is licensed {licence}, which forbids commercial use; leave it out.")
-        elif licence.lower() in ("", UNKNOWN, "other"):
+        elif not is_known(licence):
             faults.append(f"{scorer.name} has no known licence; state it (licence=...) or leave it out.")
     if faults:
         raise ConfigError("The purpose is commercial: " + " ".join(faults))
