@@ -57,8 +57,8 @@ def make_hf(
     )  # fmt: skip
     decoder = MusicgenDecoderConfig(
         vocab_size=codebook_size, num_codebooks=4 * channels, audio_channels=channels, hidden_size=width,
-        num_hidden_layers=layers, ffn_dim=4 * width, num_attention_heads=heads, max_position_embeddings=512, pad_token_id=codebook_size,
-        bos_token_id=codebook_size, dropout=dropout, activation_function="gelu",
+        num_hidden_layers=layers, ffn_dim=4 * width, num_attention_heads=heads, max_position_embeddings=512,
+        pad_token_id=codebook_size, bos_token_id=codebook_size, dropout=dropout, activation_function="gelu",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -139,15 +139,17 @@ def test_a_missing_tokenizer_is_refused(copy: Path):
 
 
 def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
-    import transformers
+    import huggingface_hub
 
-    def offline(*args: object, **kwargs: object) -> None:
-        assert kwargs["use_safetensors"] is True
+    def offline(*args: object, allow_patterns: list[str], **kwargs: object) -> None:
+        assert not [name for name in ("model.bin", "state_dict.pt") if any(map(Path(name).match, allow_patterns))]
         raise OSError("We couldn't connect to the hub.\nCheck your internet connection.")
 
-    monkeypatch.setattr(transformers.MusicgenForConditionalGeneration, "from_pretrained", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("ATTUNE_MODELS", "somewhere")
     message = refusal("someone/musicgen-fine-tune")
-    assert "model hub" in message and "give its folder" in message
+    assert "couldn't connect to the hub)" in message and "into somewhere/someone/musicgen-fine-tune" in message
 
 
 def test_a_folder_is_read_without_the_network(monkeypatch: pytest.MonkeyPatch, saved: Path):
