@@ -21,6 +21,7 @@ from alignment.cli import (
     reward,
     serve,
     study,
+    versions,
     worker,
 )
 from alignment.errors import AttuneError
@@ -51,7 +52,7 @@ app.add_typer(align.align, name="align")
 app.command("compare")(circle.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
-app.add_typer(models.versions, name="versions")
+app.add_typer(versions.app, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
