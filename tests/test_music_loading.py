@@ -139,15 +139,17 @@ def test_a_missing_tokenizer_is_refused(copy: Path):
 
 
 def test_a_hub_id_without_a_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
-    import transformers
+    import huggingface_hub
 
-    def offline(*args: object, **kwargs: object) -> None:
-        assert kwargs["use_safetensors"] is True
+    def offline(*args: object, allow_patterns: list[str], **kwargs: object) -> None:
+        assert not [name for name in ("model.bin", "state_dict.pt") if any(map(Path(name).match, allow_patterns))]
         raise OSError("We couldn't connect to the hub.\nCheck your internet connection.")
 
-    monkeypatch.setattr(transformers.MusicgenForConditionalGeneration, "from_pretrained", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("ATTUNE_MODELS", "somewhere")
     message = refusal("someone/musicgen-fine-tune")
-    assert "model hub" in message and "give its folder" in message
+    assert "couldn't connect to the hub)" in message and "into somewhere/someone/musicgen-fine-tune" in message
 
 
 def test_a_folder_is_read_without_the_network(monkeypatch: pytest.MonkeyPatch, saved: Path):
@@ -160,12 +162,16 @@ def test_a_folder_is_read_without_the_network(monkeypatch: pytest.MonkeyPatch, s
     MusicModel.load(saved)
 
 
-def test_only_a_mono_musicgen_may_be_wrapped():
+def test_only_a_musicgen_whose_parts_fit_may_be_wrapped():
     hf = make_hf()
     with pytest.raises(ModelError, match="is a MusicgenForCausalLM"):
         MusicModel(hf.decoder, make_tokenizer())
-    hf.config.decoder.audio_channels = 2
-    with pytest.raises(ModelError, match="stereo"):
+    hf.config.decoder.audio_channels = 3
+    with pytest.raises(ModelError, match="3 channels with 4 codebooks"):
+        MusicModel(hf, make_tokenizer())
+    hf = make_hf()
+    hf.config.audio_encoder.normalize = True
+    with pytest.raises(ModelError, match="without a scale"):
         MusicModel(hf, make_tokenizer())
     hf = make_hf()
     hf.config.decoder.num_codebooks = 8

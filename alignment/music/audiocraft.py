@@ -1,33 +1,19 @@
-"""The bridge to native audiocraft: its language model with our weights, and our weights from its.
-
-audiocraft 1.3.0 runs on this stack unchanged, but imports at start-up much that a language model never calls
-(xformers, spacy, av ...). ``import_audiocraft`` stands in for whatever of that is missing while it imports.
-"""
+"""The bridge to native audiocraft: its language model with our weights, and our weights from its."""
 
 from __future__ import annotations
 
-import abc
-import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alignment.errors import ModelError
-from alignment.music.adapter import base_tensors
+from alignment.music.adapter import base_tensors, effective_weight
+from alignment.music.audiocraft_import import import_audiocraft
 from alignment.music.model import MusicModel
 from alignment.music.text import TextBatch
 
-# What audiocraft's packages import at the top of a file and a language model does not call.
-ABSENT = ("av", "dac", "demucs", "dora", "flashy", "hydra", "laion_clap", "librosa", "spacy", "torchaudio",
-          "torchmetrics", "xformers")  # fmt: skip
 LAYER_NAMES = {
     "linear1": "fc1",
     "linear2": "fc2",
@@ -41,38 +27,22 @@ ATTENTIONS = {"self_attn": "self_attn", "cross_attention": "encoder_attn"}
 PROJECTION = "condition_provider.conditioners.description.output_proj"
 
 
-def import_audiocraft() -> types.ModuleType:
-    """The ``audiocraft.models.lm`` module. Raises ModelError when audiocraft is not installed."""
-    if "audiocraft.models.lm" in sys.modules:
-        return sys.modules["audiocraft.models.lm"]
-    if importlib.util.find_spec("audiocraft") is None:
-        raise ModelError("audiocraft is not installed; run: pip install --no-deps audiocraft==1.3.0")
-    _remember_what_is_installed()
-    with _stand_ins():
-        return importlib.import_module("audiocraft.models.lm")
-
-
-def delay_pattern(codebooks: int, frames: int) -> Any:
+def delay_pattern(codebooks: int, frames: int, *, channels: int = 1) -> Any:
     """audiocraft's own delay Pattern for T frames of K books."""
-    import_audiocraft()
-    patterns = importlib.import_module("audiocraft.modules.codebooks_patterns")
-    return patterns.DelayedPatternProvider(n_q=codebooks).get_pattern(frames)
+    return _provider(codebooks, channels).get_pattern(frames)
 
 
 def conditioning_attributes() -> type:
     """audiocraft's own ConditioningAttributes, what its ``generate`` takes a prompt in."""
-    import_audiocraft()
-    return importlib.import_module("audiocraft.modules.conditioners").ConditioningAttributes
+    return import_audiocraft("audiocraft.modules.conditioners").ConditioningAttributes
 
 
 def to_audiocraft(model: MusicModel) -> nn.Module:
     """audiocraft's LMModel with the base's weights. It hears text through ``condition_tensors`` only."""
-    lm = import_audiocraft()
-    patterns = importlib.import_module("audiocraft.modules.codebooks_patterns")
-    conditioners = importlib.import_module("audiocraft.modules.conditioners")
+    lm, conditioners = import_audiocraft(), import_audiocraft("audiocraft.modules.conditioners")
     config = model.hf.config.decoder
     native = lm.LMModel(
-        patterns.DelayedPatternProvider(n_q=model.codebooks),
+        _provider(model.codebooks, model.channels),
         conditioners.ConditioningProvider({}),
         conditioners.ConditionFuser({"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []}),
         n_q=model.codebooks,
@@ -130,6 +100,24 @@ def compute_logits(native: nn.Module, codes: Tensor, text: TextBatch) -> Tensor:
     ).logits
 
 
+def _provider(codebooks: int, channels: int) -> Any:
+    patterns = import_audiocraft("audiocraft.modules.codebooks_patterns")
+    return patterns.DelayedPatternProvider(n_q=codebooks, delays=[k // channels for k in range(codebooks)])
+
+
+def merged_tensors(hf: nn.Module) -> dict[str, Tensor]:
+    """The model's state by its plain names with the adapter, where it is on, merged into the weights. The model itself
+    is left as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = {
+        f"{name}.weight": effective_weight(layer).detach()
+        for name, layer in hf.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    }
+    return base_tensors(hf) | merged
+
+
 def to_audiocraft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """audiocraft's names for the decoder and text projection of a transformers MusicGen's state."""
     native: dict[str, Tensor] = {}
@@ -149,7 +137,7 @@ def to_audiocraft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_audiocraft_state(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``to_audiocraft_state``."""
+    """The inverse of ``to_audiocraft_state``. Raises ModelError for a name that a MusicGen does not have."""
     state: dict[str, Tensor] = {}
     for name, tensor in native.items():
         if name.startswith(PROJECTION):
@@ -157,21 +145,27 @@ def from_audiocraft_state(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name.startswith("transformer.layers."):
             layer, rest = name.removeprefix("transformer.layers.").split(".", 1)
             prefix = f"decoder.model.decoder.layers.{layer}"
-            module, kind = rest.rsplit(".", 1)
-            if kind == "in_proj_weight":
+            module, _, kind = rest.rpartition(".")
+            if kind == "in_proj_weight" and module in ATTENTIONS:
                 for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
                     state[f"{prefix}.{ATTENTIONS[module]}.{part}_proj.weight"] = chunk
             elif module in LAYER_NAMES:
                 state[f"{prefix}.{LAYER_NAMES[module]}.{kind}"] = tensor
             else:
-                raise ModelError(f"The audiocraft model has {name}, which a MusicGen does not.")
+                raise ModelError(_unknown(name))
         elif name.startswith("linears."):
             state[f"decoder.lm_heads.{name.removeprefix('linears.')}"] = tensor
         elif name.startswith("emb."):
             state[f"decoder.model.decoder.embed_tokens.{name.removeprefix('emb.')}"] = tensor
         elif name.startswith("out_norm."):
             state[f"decoder.model.decoder.layer_norm.{name.removeprefix('out_norm.')}"] = tensor
+        else:
+            raise ModelError(_unknown(name))
     return state
+
+
+def _unknown(name: str) -> str:
+    return f"The audiocraft model has {name}, which no MusicGen for text has; only such models can be imported."
 
 
 def _add_layer_tensor(
@@ -187,70 +181,3 @@ def _add_layer_tensor(
             native[f"{prefix}.{theirs}.in_proj_weight"] = torch.cat(
                 [state[f"{where}.{part}_proj.weight"] for part in "qkv"]
             )
-
-
-class _Anything(abc.ABCMeta):  # an ABC may inherit from a stand-in
-    """A class on which every attribute is again such a class, so that it can be a base class or a decorator."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _nothing(name)
-
-
-def _nothing(name: str) -> type:
-    return _Anything(name, (), {"__init__": lambda self, *args, **kwargs: None, "__call__": lambda self, given: given})
-
-
-class _StandIn(types.ModuleType):
-    """A module whose every attribute is a class that does nothing, but for xformers.ops.unbind, which is needed."""
-
-    __path__: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if (self.__name__, name) == ("xformers", "ops"):
-            return types.SimpleNamespace(unbind=torch.unbind)
-        return _nothing(name)
-
-
-class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Found last, so that what is really installed is used."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
-        if name.partition(".")[0] in ABSENT:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _StandIn(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
-@contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Afterwards nothing of them stays importable, or other libraries would believe them installed."""
-    finder = _StandInFinder()
-    sys.meta_path.append(finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [name for name, module in sys.modules.items() if isinstance(module, _StandIn)]:
-            del sys.modules[name]
-
-
-def _remember_what_is_installed() -> None:
-    """transformers caches these answers at the first question; ask before any stand-in could answer."""
-    from transformers.utils import import_utils
-
-    for name in dir(import_utils):
-        question = getattr(import_utils, name)
-        if name.startswith("is_") and name.endswith("_available") and callable(question):
-            try:
-                question()
-            except Exception:  # noqa: S112 - some take arguments or probe hardware; they are not the ones in question
-                continue

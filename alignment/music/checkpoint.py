@@ -1,9 +1,16 @@
-"""Reading a MusicGen checkpoint from a folder or the hub: safetensors only, every fault one sentence."""
+"""Reading a MusicGen checkpoint from a folder or the hub: safetensors only, every fault one sentence.
+
+What a hub calls ``owner/name`` is looked for in ATTUNE_MODELS (by default ``models`` in ATTUNE_HOME), then in the hub's
+own cache, then on the hub itself, unless HF_HUB_OFFLINE is set.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +23,8 @@ if TYPE_CHECKING:
 
 TINY = Path(__file__).resolve().parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "README.md")  # nothing pickled
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -35,34 +44,95 @@ def read(source: str | Path) -> tuple[MusicgenForConditionalGeneration, Any, str
     if folder.exists():
         raise ModelError(f"{source}: is a file; give the folder that holds config.json and model.safetensors.")
     if isinstance(source, str) and HUB_ID.fullmatch(source):
-        return *_from_hub(source), source
+        return *_from_folder(locate(source, what="the model")), source
     raise ModelError(f"{source}: no such folder; give a MusicGen folder, 'tiny', or a hub id like owner/name.")
 
 
+def models_folder() -> Path:
+    """Where checkpoints are put by hand: ATTUNE_MODELS, or ``models`` in ATTUNE_HOME."""
+    return Path(os.environ.get("ATTUNE_MODELS") or Path(os.environ.get("ATTUNE_HOME") or "data") / "models")
+
+
+def locate(source: str, *, what: str, option: str | None = None) -> Path:
+    """The folder on this machine of a folder or hub name, fetched first where that is possible.
+
+    ``what`` and ``option`` name it, and the option that can give its folder, in the ModelError raised without it."""
+    if Path(source).is_dir():
+        return Path(source)
+    placed = models_folder() / source
+    if placed.is_dir():
+        return placed
+    if not HUB_NAME.fullmatch(source):
+        raise ModelError(f"{source}: no such folder; give {what} as a folder or a hub name.")
+
+    from huggingface_hub import snapshot_download
+
+    reason = "HF_HUB_OFFLINE is set"
+    for here_only in (True, False):
+        try:
+            with quiet():
+                found = snapshot_download(source, allow_patterns=list(FETCHED), local_files_only=here_only)
+            return Path(found)
+        except Exception as error:  # the hub's client raises many kinds; all mean that it is not here
+            if not here_only and not os.environ.get("HF_HUB_OFFLINE"):
+                reason = line_of(error)
+    instead = f", or give its folder with {option}" if option else ", or give its folder"
+    raise ModelError(
+        f"{source}: {what} is not on this machine and cannot be fetched ({reason}); put its config.json, safetensors "
+        f"and tokenizer files into {placed}{instead}."
+    )
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to write into, which takes its place at the end; nothing stays after an error.
+
+    Raises ModelError when ``folder`` is there and not empty, or is a file."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ModelError(f"{folder}: is there already; give a folder that is new or empty.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def require_supported(hf: Any, source: str) -> None:
-    """Raise ModelError unless ``hf`` is a mono MusicGen whose parts fit together."""
+    """Raise ModelError unless ``hf`` is a mono or stereo MusicGen whose parts fit together."""
     from transformers import MusicgenForConditionalGeneration
 
     if not isinstance(hf, MusicgenForConditionalGeneration):
         raise ModelError(f"{source}: is a {type(hf).__name__}; needs a MusicgenForConditionalGeneration.")
     decoder, codec = hf.config.decoder, hf.config.audio_encoder
-    if decoder.audio_channels != 1:
-        raise ModelError(f"{source}: is a stereo MusicGen; Attune works with mono checkpoints so far.")
+    channels, books = decoder.audio_channels, decoder.num_codebooks
+    if channels not in (1, 2) or books % channels:
+        raise ModelError(f"{source}: has {channels} channels with {books} codebooks; needs 1, or 2 that share them.")
+    if codec.audio_channels != 1 or codec.normalize:
+        raise ModelError(
+            f"{source}: its codec has {codec.audio_channels} channels (normalize: {codec.normalize}); MusicGen's has "
+            "one, without a scale beside its codes, and stereo is two of its streams."
+        )
     if codec.codebook_size != decoder.vocab_size:
         raise ModelError(
             f"{source}: the codec has {codec.codebook_size} codes a book and the decoder {decoder.vocab_size}; "
             "they must be equal."
         )
     if bandwidth_kbps(hf) == 0:
-        books = decoder.num_codebooks
-        raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {books} codebooks.")
+        raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {books // channels} codebooks.")
 
 
 def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
-    """The codec bandwidth whose number of codebooks is the decoder's; the nearest above it, or 0 without one."""
-    quantizer = hf.audio_encoder.quantizer
+    """The codec bandwidth whose number of codebooks is the decoder's for one channel; the nearest above it, or 0
+    without one."""
+    quantizer, decoder = hf.audio_encoder.quantizer, hf.config.decoder
     for bandwidth in sorted(hf.config.audio_encoder.target_bandwidths):
-        if quantizer.get_num_quantizers_for_bandwidth(bandwidth) >= hf.config.decoder.num_codebooks:
+        if quantizer.get_num_quantizers_for_bandwidth(bandwidth) >= decoder.num_codebooks // decoder.audio_channels:
             return float(bandwidth)
     return 0.0
 
@@ -74,40 +144,28 @@ def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
         # transformers would make up a tokenizer of its own.
         raise ModelError(f"{folder}: has no tokenizer ({' or '.join(TOKENIZERS)}); fetch the whole folder.")
     try:
-        return _load(str(folder), local_files_only=True)
+        return _load(str(folder))
     except ModelError:
         raise
     # transformers raises many kinds for a checkpoint whose parts disagree; all mean the same to the reader.
     except Exception as error:
-        reason = _line(error)
+        reason = line_of(error)
         raise ModelError(f"{folder}: cannot be loaded as a MusicGen ({reason}); fetch or save it again.") from error
 
 
-def _from_hub(source: str) -> tuple[MusicgenForConditionalGeneration, Any]:
-    try:
-        return _load(source, local_files_only=False)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{source}: cannot be fetched from the model hub ({_line(error)}); check the name and the network, "
-            "or download it elsewhere and give its folder."
-        ) from error
-
-
-def _load(source: str, *, local_files_only: bool) -> tuple[MusicgenForConditionalGeneration, Any]:
+def _load(source: str) -> tuple[MusicgenForConditionalGeneration, Any]:
     import torch
     from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
     with quiet():
         hf, info = MusicgenForConditionalGeneration.from_pretrained(
             source,
-            local_files_only=local_files_only,
+            local_files_only=True,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     missing = sorted(info["missing_keys"])
     if missing:
         # transformers would go on with random weights in their place.
@@ -138,7 +196,7 @@ def _check_config(folder: Path) -> None:
     except FileNotFoundError:
         raise ModelError(f"{folder}: has no config.json, so it is not a model; give a MusicGen folder.") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({_line(error)}); fetch the model again.") from None
+        raise ModelError(f"{path}: cannot be read ({line_of(error)}); fetch the model again.") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "musicgen":
         raise ModelError(f"{folder}: is a {kind or 'model of no known type'}, not a MusicGen; give a MusicGen folder.")
@@ -161,8 +219,9 @@ def _check_weights(folder: Path) -> None:
             with safe_open(path, framework="pt") as handle:
                 handle.keys()
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{path}: is damaged ({_line(error)}); fetch it again.") from None
+            raise ModelError(f"{path}: is damaged ({line_of(error)}); fetch it again.") from None
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
