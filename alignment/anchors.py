@@ -46,14 +46,15 @@ def _taps(sample_rate_hz: int) -> np.ndarray:
 
 
 def low_pass(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-    """The audio (samples,) without what lies above 3.5 kHz: as long as before and not shifted.
+    """The audio (samples,) or (samples, 2) without what lies above 3.5 kHz: as long as before and not shifted.
 
     Raises DataError at sample rates of 8 kHz and below, where nothing lies there."""
     from scipy.signal import fftconvolve
 
     if sample_rate_hz <= 2 * STOP_HZ:
         raise DataError(f"A low anchor needs audio above {2 * STOP_HZ:.0f} Hz sample rate; found {sample_rate_hz}.")
-    return fftconvolve(np.asarray(audio, dtype=np.float64), _taps(int(sample_rate_hz)), mode="same")
+    audio, taps = np.asarray(audio, dtype=np.float64), _taps(int(sample_rate_hz))
+    return fftconvolve(audio, taps if audio.ndim == 1 else taps[:, None], mode="same", axes=0)
 
 
 def removed_db(audio: np.ndarray, filtered: np.ndarray) -> float:
@@ -68,7 +69,7 @@ def add_low_anchors(database: Database, store: ClipStore, clips: Sequence[Clip])
     A clip whose anchor is the clip itself, because nothing was there to take away, is left out."""
     made = []
     for clip in clips:
-        audio, rate = store.get_audio(clip.audio_sha256)
+        audio, rate = store.get_recording(clip.audio_sha256)
         filtered = low_pass(audio, rate)
         sha256, facts = store.put_audio(np.clip(filtered, -1, 1), rate)
         if sha256 == clip.audio_sha256:

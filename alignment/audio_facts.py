@@ -19,12 +19,10 @@ OVERSAMPLING = 4  # BS.1770 annex 2
 
 
 def quantised(audio: np.ndarray) -> np.ndarray:
-    """The audio (samples,) as int16, as a 16-bit file holds it; values beyond [-1, 1) are clipped.
+    """The audio (samples,) or (samples, 2) as int16, as a 16-bit file holds it; values beyond [-1, 1) are clipped.
 
     Raises DataError for audio that is empty, of another shape or not finite."""
-    audio = np.asarray(audio)
-    if audio.ndim != 1 or audio.size == 0:
-        raise DataError(f"Audio has shape {audio.shape}; needs one channel, (samples,), and at least one sample.")
+    audio = _checked(np.asarray(audio))
     if audio.dtype == np.int16:
         return audio
     if audio.dtype.kind != "f":
@@ -35,21 +33,21 @@ def quantised(audio: np.ndarray) -> np.ndarray:
 
 
 def measure(audio: np.ndarray, sample_rate_hz: int) -> AudioFacts:
-    """Facts of a clip, (samples,) float in [-1, 1].
+    """Facts of a clip, (samples,) or (samples, 2) float in [-1, 1].
 
     ``lufs`` is integrated loudness; a clip shorter than a gating block (0.4 s) is one block; None for silence and
     below 0.05 s. ``true_peak_dbtp`` is at least -120. ``silence_ratio``: share of 20 ms frames under -60 dBFS RMS.
-    ``clipping_ratio``: share of samples at full scale. Raises DataError for audio that is empty or no channel."""
-    audio = np.asarray(audio, dtype=np.float64)
-    if audio.ndim != 1 or audio.size == 0:
-        raise DataError(f"Audio has shape {audio.shape}; needs one channel, (samples,), and at least one sample.")
+    ``clipping_ratio``: share of samples at full scale. Of stereo, loudness is that of both channels together, the peak
+    the louder one's, and a frame's power the mean of both. Raises DataError for audio that is empty or misshapen."""
+    audio = _checked(np.asarray(audio, dtype=np.float64))
+    samples = len(audio)
     frame = max(1, round(FRAME_SECONDS * sample_rate_hz))
-    starts = np.arange(0, audio.size, frame)
-    counts = np.diff(np.append(starts, audio.size))
-    power = np.add.reduceat(audio**2, starts) / counts
+    starts = np.arange(0, samples, frame)
+    counts = np.diff(np.append(starts, samples))
+    power = np.add.reduceat((audio**2).reshape(samples, -1).mean(axis=1), starts) / counts
     return AudioFacts(
         sample_rate_hz=int(sample_rate_hz),
-        seconds=audio.size / sample_rate_hz,
+        seconds=samples / sample_rate_hz,
         lufs=_lufs(audio, sample_rate_hz),
         true_peak_dbtp=_true_peak_dbtp(audio),
         silence_ratio=float(np.mean(power < 10 ** (SILENCE_DBFS / 10))),
@@ -57,10 +55,16 @@ def measure(audio: np.ndarray, sample_rate_hz: int) -> AudioFacts:
     )
 
 
+def _checked(audio: np.ndarray) -> np.ndarray:
+    if audio.size == 0 or not (audio.ndim == 1 or (audio.ndim == 2 and audio.shape[1] == 2)):
+        raise DataError(f"Audio has shape {audio.shape}; needs (samples,), or (samples, 2), and at least one sample.")
+    return audio
+
+
 def _lufs(audio: np.ndarray, sample_rate_hz: int) -> float | None:
     import pyloudnorm
 
-    seconds = audio.size / sample_rate_hz
+    seconds = len(audio) / sample_rate_hz
     if seconds < SHORTEST_SECONDS or not audio.any():
         return None
     meter = pyloudnorm.Meter(sample_rate_hz, block_size=min(BLOCK_SECONDS, seconds))

@@ -50,7 +50,8 @@ class ClipStore:
     # Audio and codes
 
     def put_audio(self, audio: np.ndarray, sample_rate_hz: int) -> tuple[str, AudioFacts]:
-        """(sha256 of the FLAC file, facts measured on what is stored). ``audio`` (samples,) float in [-1, 1].
+        """(sha256 of the FLAC file, facts measured on what is stored). ``audio`` (samples,), or
+        (samples, 2), float in [-1, 1].
 
         Stored as 16-bit FLAC; the same audio gives the same bytes. Raises DataError for audio that is empty, of
         the wrong shape or not finite."""
@@ -61,7 +62,13 @@ class ClipStore:
         return digest, measure(samples.astype(np.float32) / FULL_SCALE, sample_rate_hz)
 
     def get_audio(self, sha256: str) -> tuple[np.ndarray, int]:
-        """(audio (samples,) float32, sample rate in Hz). Raises StoreError when missing or altered."""
+        """(audio (samples,) float32, sample rate in Hz), stereo mixed to one channel: what scorers and metrics hear.
+        Raises StoreError when missing or altered."""
+        audio, rate = self.get_recording(sha256)
+        return audio if audio.ndim == 1 else audio.mean(axis=1), rate
+
+    def get_recording(self, sha256: str) -> tuple[np.ndarray, int]:
+        """(audio (samples,) or (samples, 2) float32 as it is stored, sample rate in Hz). Raises StoreError as above."""
         import soundfile
 
         audio, rate = soundfile.read(io.BytesIO(self.open_flac(sha256)), dtype="float32")
@@ -104,7 +111,7 @@ class ClipStore:
             if key in self._renditions:
                 self._renditions.move_to_end(key)
                 return self._renditions[key]
-        audio, rate = self.get_audio(sha256)
+        audio, rate = self.get_recording(sha256)
         facts = measure(audio, rate)
         if facts.lufs is not None:
             gain_db = min(target_lufs - facts.lufs, TRUE_PEAK_LIMIT_DBTP - facts.true_peak_dbtp)

@@ -58,7 +58,7 @@ def sing(
     One base is in memory and adapters take turns on it. ``on_progress`` gets the share done, 0 to 1, at every step
     of the sampler; what it raises ends the singing. Raises ModelError for a version that cannot be loaded, StoreError
     when a clip cannot be stored, DataError when the clips differ in length. Asks nothing of the database."""
-    from alignment.music.codec import decode
+    from alignment.music.codec import render
     from alignment.music.sampler import sample
 
     clips, count = [], len(versions)
@@ -72,7 +72,7 @@ def sing(
         codes = sample(
             policy, [request.prompt_text], generation=request.generation, seeds=[seed], on_step=told
         ).codes  # (1, K, T)
-        audio_sha256, facts = ws.store.put_audio(decode(policy, codes)[0], policy.sample_rate_hz)
+        audio_sha256, facts = ws.store.put_audio(render(policy, codes)[0], policy.sample_rate_hz)
         codes_sha256 = ws.store.put_codes(codes[0].numpy())
         clips.append(
             NewClip(

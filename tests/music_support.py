@@ -43,8 +43,9 @@ def make_hf(
     text_width: int = 24,
     codebook_size: int = 64,
     dropout: float = 0.1,
+    channels: int = 1,
 ) -> MusicgenForConditionalGeneration:
-    """A random MusicGen at 16 kHz, 50 frames a second, 4 codebooks; its dropout is on in the config."""
+    """A random MusicGen at 16 kHz, 50 frames a second, 4 codebooks a channel; its dropout is on in the config."""
     bits = codebook_size.bit_length() - 1
     text = T5Config(
         vocab_size=64, d_model=text_width, d_kv=8, d_ff=48, num_layers=2, num_heads=3, pad_token_id=0, eos_token_id=1
@@ -55,8 +56,8 @@ def make_hf(
         normalize=False, chunk_length_s=None, overlap=None,
     )  # fmt: skip
     decoder = MusicgenDecoderConfig(
-        vocab_size=codebook_size, num_codebooks=4, hidden_size=width, num_hidden_layers=layers, ffn_dim=4 * width,
-        num_attention_heads=heads, max_position_embeddings=512, pad_token_id=codebook_size,
+        vocab_size=codebook_size, num_codebooks=4 * channels, audio_channels=channels, hidden_size=width,
+        num_hidden_layers=layers, ffn_dim=4 * width, num_attention_heads=heads, max_position_embeddings=512, pad_token_id=codebook_size,
         bos_token_id=codebook_size, dropout=dropout, activation_function="gelu",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

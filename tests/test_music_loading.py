@@ -160,12 +160,16 @@ def test_a_folder_is_read_without_the_network(monkeypatch: pytest.MonkeyPatch, s
     MusicModel.load(saved)
 
 
-def test_only_a_mono_musicgen_may_be_wrapped():
+def test_only_a_musicgen_whose_parts_fit_may_be_wrapped():
     hf = make_hf()
     with pytest.raises(ModelError, match="is a MusicgenForCausalLM"):
         MusicModel(hf.decoder, make_tokenizer())
-    hf.config.decoder.audio_channels = 2
-    with pytest.raises(ModelError, match="stereo"):
+    hf.config.decoder.audio_channels = 3
+    with pytest.raises(ModelError, match="3 channels with 4 codebooks"):
+        MusicModel(hf, make_tokenizer())
+    hf = make_hf()
+    hf.config.audio_encoder.normalize = True
+    with pytest.raises(ModelError, match="without a scale"):
         MusicModel(hf, make_tokenizer())
     hf = make_hf()
     hf.config.decoder.num_codebooks = 8

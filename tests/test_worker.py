@@ -254,7 +254,7 @@ def test_an_unexpected_fault_keeps_its_traceback_and_costs_an_attempt(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("alignment.music.codec.decode", broken)
+    monkeypatch.setattr("alignment.music.codec.render", broken)
     for attempt in (1, 2, 3):
         assert status(ws, asked).state == "waiting"
         with pytest.raises(RuntimeError, match="out of memory"):

@@ -49,7 +49,7 @@ def generate_clips(
     done = len(wanted) - len(missing)
     progress(done, len(wanted))
     if missing:
-        from alignment.music.codec import decode
+        from alignment.music.codec import render
         from alignment.music.sampler import sample
 
         policy = ws.policy(version)
@@ -58,7 +58,7 @@ def generate_clips(
             codes = sample(
                 policy, [prompt.text for prompt, _ in batch], generation=generation, seeds=[one for _, one in batch]
             ).codes  # (B, K, T)
-            audio = decode(policy, codes)  # (B, samples)
+            audio = render(policy, codes)  # (B, samples), or (B, samples, 2)
             seconds = (time.monotonic() - began) / len(batch)
             fresh = []
             for (prompt, one), clip_codes, wave in zip(batch, codes.numpy(), audio, strict=True):

@@ -40,29 +40,35 @@ def read(source: str | Path) -> tuple[MusicgenForConditionalGeneration, Any, str
 
 
 def require_supported(hf: Any, source: str) -> None:
-    """Raise ModelError unless ``hf`` is a mono MusicGen whose parts fit together."""
+    """Raise ModelError unless ``hf`` is a mono or stereo MusicGen whose parts fit together."""
     from transformers import MusicgenForConditionalGeneration
 
     if not isinstance(hf, MusicgenForConditionalGeneration):
         raise ModelError(f"{source}: is a {type(hf).__name__}; needs a MusicgenForConditionalGeneration.")
     decoder, codec = hf.config.decoder, hf.config.audio_encoder
-    if decoder.audio_channels != 1:
-        raise ModelError(f"{source}: is a stereo MusicGen; Attune works with mono checkpoints so far.")
+    channels, books = decoder.audio_channels, decoder.num_codebooks
+    if channels not in (1, 2) or books % channels:
+        raise ModelError(f"{source}: has {channels} channels with {books} codebooks; needs 1, or 2 that share them.")
+    if codec.audio_channels != 1 or codec.normalize:
+        raise ModelError(
+            f"{source}: its codec has {codec.audio_channels} channels (normalize: {codec.normalize}); MusicGen's has "
+            "one, without a scale beside its codes, and stereo is two of its streams."
+        )
     if codec.codebook_size != decoder.vocab_size:
         raise ModelError(
             f"{source}: the codec has {codec.codebook_size} codes a book and the decoder {decoder.vocab_size}; "
             "they must be equal."
         )
     if bandwidth_kbps(hf) == 0:
-        books = decoder.num_codebooks
-        raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {books} codebooks.")
+        raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {books // channels} codebooks.")
 
 
 def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
-    """The codec bandwidth whose number of codebooks is the decoder's; the nearest above it, or 0 without one."""
-    quantizer = hf.audio_encoder.quantizer
+    """The codec bandwidth whose number of codebooks is the decoder's for one channel; the nearest above it, or 0
+    without one."""
+    quantizer, decoder = hf.audio_encoder.quantizer, hf.config.decoder
     for bandwidth in sorted(hf.config.audio_encoder.target_bandwidths):
-        if quantizer.get_num_quantizers_for_bandwidth(bandwidth) >= hf.config.decoder.num_codebooks:
+        if quantizer.get_num_quantizers_for_bandwidth(bandwidth) >= decoder.num_codebooks // decoder.audio_channels:
             return float(bandwidth)
     return 0.0
 

@@ -10,6 +10,9 @@ Worked for K = 3, T = 4, ``a b c d`` the codes of book 0, ``e f g h`` of book 1,
     read, k=2     P P P i j k         predicted, k=2     . . i j k l
 
 The last code of the last book (``l``) is predicted but never read.
+
+A stereo MusicGen has 2 * K books, left and right of each book beside each other, and both run equally late: with
+``channels`` 2, book k runs k // 2 steps behind.
 """
 
 from __future__ import annotations
@@ -20,58 +23,60 @@ from torch import Tensor
 from alignment.errors import ShapeError
 
 
-def delayed_steps(frames: int, codebooks: int) -> int:
-    """Decoder steps S for T frames: T + K - 1."""
-    return frames + codebooks - 1
+def delayed_steps(frames: int, codebooks: int, channels: int = 1) -> int:
+    """Decoder steps S for T frames: T + K - 1, of stereo T + K / 2 - 1."""
+    return frames + (codebooks - 1) // channels
 
 
-def prediction_mask(frames: int, codebooks: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """(K, S) bool, True where step s predicts a code of book k, that is 0 <= s - k < T."""
-    frame = _frame_index(frames, codebooks, device)
+def prediction_mask(frames: int, codebooks: int, *, channels: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    """(K, S) bool, True where step s predicts a code of book k, that is 0 <= s - k // channels < T."""
+    frame = _frame_index(frames, codebooks, channels, device)
     return (frame >= 0) & (frame < frames)
 
 
-def apply_delay(codes: Tensor, pad: int) -> Tensor:
+def apply_delay(codes: Tensor, pad: int, *, channels: int = 1) -> Tensor:
     """What the decoder reads, (B, K, S) int64, for codes (B, K, T); ``pad`` is MusicGen's extra token V."""
     batch, codebooks, frames = _shape(codes)
-    read = codes.new_full((batch, codebooks, delayed_steps(frames, codebooks)), pad)
+    read = codes.new_full((batch, codebooks, delayed_steps(frames, codebooks, channels)), pad)
     for k in range(codebooks):
-        count = min(frames, read.shape[2] - k - 1)  # the last book's last code is never read
-        read[:, k, k + 1 : k + 1 + count] = codes[:, k, :count]
+        first = k // channels + 1
+        count = min(frames, read.shape[2] - first)  # the last book's last code is never read
+        read[:, k, first : first + count] = codes[:, k, :count]
     return read
 
 
-def delay_labels(codes: Tensor, ignore: int = -100) -> Tensor:
+def delay_labels(codes: Tensor, ignore: int = -100, *, channels: int = 1) -> Tensor:
     """What each step predicts, (B, S, K), ``ignore`` where nothing counts: the labels transformers expects."""
     batch, codebooks, frames = _shape(codes)
-    labels = codes.new_full((batch, delayed_steps(frames, codebooks), codebooks), ignore)
+    labels = codes.new_full((batch, delayed_steps(frames, codebooks, channels), codebooks), ignore)
     for k in range(codebooks):
-        labels[:, k : k + frames, k] = codes[:, k]
+        labels[:, k // channels : k // channels + frames, k] = codes[:, k]
     return labels
 
 
-def undo_delay(predicted: Tensor) -> Tensor:
-    """Align predictions (B, K, S, ...) with the codes they predict: (B, K, T, ...), [k, t] from step t + k."""
-    if predicted.ndim < 3 or predicted.shape[2] < predicted.shape[1]:
+def undo_delay(predicted: Tensor, *, channels: int = 1) -> Tensor:
+    """Align predictions (B, K, S, ...) with the codes they predict: (B, K, T, ...), [k, t] from t + k // channels."""
+    late = (predicted.shape[1] - 1) // channels if predicted.ndim > 2 else 0
+    if predicted.ndim < 3 or predicted.shape[2] <= late:
         found = tuple(predicted.shape)
-        raise ShapeError(f"Found predictions of shape {found}; needs (B, K, S, ...) with S at least K.")
-    codebooks = predicted.shape[1]
-    frames = predicted.shape[2] - codebooks + 1
-    return torch.stack([predicted[:, k, k : k + frames] for k in range(codebooks)], dim=1)
+        raise ShapeError(f"Found predictions of shape {found}; needs (B, K, S, ...) with S at least K / channels.")
+    firsts = [k // channels for k in range(predicted.shape[1])]
+    frames = predicted.shape[2] - late
+    return torch.stack([predicted[:, k, first : first + frames] for k, first in enumerate(firsts)], dim=1)
 
 
-def delay_values(values: Tensor, fill: float) -> Tensor:
-    """The inverse of ``undo_delay``: (B, K, T) to (B, K, S), [k, t] at step t + k, ``fill`` elsewhere."""
+def delay_values(values: Tensor, fill: float, *, channels: int = 1) -> Tensor:
+    """The inverse of ``undo_delay``: (B, K, T) to (B, K, S), [k, t] at step t + k // channels, ``fill`` elsewhere."""
     batch, codebooks, frames = _shape(values)
-    delayed = values.new_full((batch, codebooks, delayed_steps(frames, codebooks)), fill)
+    delayed = values.new_full((batch, codebooks, delayed_steps(frames, codebooks, channels)), fill)
     for k in range(codebooks):
-        delayed[:, k, k : k + frames] = values[:, k]
+        delayed[:, k, k // channels : k // channels + frames] = values[:, k]
     return delayed
 
 
-def _frame_index(frames: int, codebooks: int, device: torch.device | str) -> Tensor:
-    steps = torch.arange(delayed_steps(frames, codebooks), device=device)
-    return steps[None, :] - torch.arange(codebooks, device=device)[:, None]  # (K, S)
+def _frame_index(frames: int, codebooks: int, channels: int, device: torch.device | str) -> Tensor:
+    steps = torch.arange(delayed_steps(frames, codebooks, channels), device=device)
+    return steps[None, :] - torch.arange(codebooks, device=device)[:, None] // channels  # (K, S)
 
 
 def _shape(codes: Tensor) -> tuple[int, int, int]:

@@ -44,7 +44,8 @@ class MusicModel:
         hf.eval()
         _switch_dropout_off(hf.decoder)
         decoder, codec = hf.config.decoder, hf.config.audio_encoder
-        self.codebooks: int = decoder.num_codebooks
+        self.codebooks: int = decoder.num_codebooks  # of a stereo model left and right of each, side by side
+        self.channels: int = decoder.audio_channels
         self.codebook_size: int = decoder.vocab_size
         self.width: int = decoder.hidden_size
         # The extra embedding row. Read from the size, since trainers are known to overwrite pad_token_id.
@@ -156,14 +157,14 @@ class MusicModel:
                 f"Found codes {tuple(codes.shape)} with text for {len(text)} clips; "
                 f"needs ({len(text)}, {self.codebooks}, T)."
             )
-        read = apply_delay(codes.to(self.device), self.pad)  # (B, K, S)
+        read = apply_delay(codes.to(self.device), self.pad, channels=self.channels)  # (B, K, S)
         out = self.hf.decoder(
             input_ids=read.flatten(0, 1),  # (B * K, S)
             encoder_hidden_states=text.hidden,
             encoder_attention_mask=text.mask,
             use_cache=False,
         ).logits  # (B * K, S, V)
-        return undo_delay(out.unflatten(0, (-1, self.codebooks)))
+        return undo_delay(out.unflatten(0, (-1, self.codebooks)), channels=self.channels)
 
     def logprobs(self, codes: Tensor, text: TextBatch, *, generation: GenerationConfig | None = None) -> Tensor:
         """Log-probability of each code in nats, (B, K, T) float32, under what ``sample`` draws from.

@@ -49,7 +49,7 @@ def sample(
     text = encode_prompts(model, prompts)
     parts = []
     with torch.no_grad():
-        step = DecoderStep(model, delayed_steps(frames, model.codebooks))
+        step = DecoderStep(model, delayed_steps(frames, model.codebooks, model.channels))
     with torch.inference_mode():
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
@@ -80,8 +80,9 @@ def _rollout(
 ) -> tuple[Tensor, Tensor]:
     batch, codebooks, frames = uniforms.shape
     # Step first: each step then works on contiguous memory.
-    drawn = delay_values(uniforms, 0.5).permute(2, 0, 1).contiguous().to(model.device)  # (S, B, K)
-    counts = prediction_mask(frames, codebooks).T[:, None].to(model.device)  # (S, 1, K)
+    late = {"channels": model.channels}
+    drawn = delay_values(uniforms, 0.5, **late).permute(2, 0, 1).contiguous().to(model.device)  # (S, B, K)
+    counts = prediction_mask(frames, codebooks, **late).T[:, None].to(model.device)  # (S, 1, K)
     read = torch.full((batch, codebooks), model.pad, device=model.device)
     codes, logprobs = drawn.new_zeros(drawn.shape, dtype=torch.int64), torch.zeros_like(drawn)
     step.start(text, generation.guidance)
@@ -90,4 +91,4 @@ def _rollout(
         read = torch.where(counts[s], codes[s], model.pad)
         if on_step is not None:
             on_step(before + s + 1, total)
-    return undo_delay(codes.permute(1, 2, 0)).cpu(), undo_delay(logprobs.permute(1, 2, 0)).cpu()
+    return undo_delay(codes.permute(1, 2, 0), **late).cpu(), undo_delay(logprobs.permute(1, 2, 0), **late).cpu()

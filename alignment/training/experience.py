@@ -98,7 +98,7 @@ def collect(
             f"Step {step}: sampler and trainer differ by {drift:.3g} nats a code; what is trained is not what sang. "
             "Is the model in an odd precision, or did something move its weights in between?"
         )
-    old, ref = step_logprobs(logprobs), step_logprobs(ref_logprobs)
+    old, ref = (step_logprobs(each, channels=model.channels) for each in (logprobs, ref_logprobs))
     with torch.no_grad():
         values = torch.cat([head(part) for part in states.split(settings.per_device_train_batch_size)])
     totals = torch.from_numpy(rewards.total).to(old)

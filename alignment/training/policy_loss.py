@@ -11,11 +11,11 @@ from alignment.music.delay import delay_values
 MOST_KL_CHANGE = 0.2  # of kl_coef in one rollout
 
 
-def step_logprobs(token_logprobs: Tensor) -> Tensor:
+def step_logprobs(token_logprobs: Tensor, *, channels: int = 1) -> Tensor:
     """Log-probability of each delayed step in nats, (B, S): the sum over the books that it predicts a code of.
 
     token_logprobs (B, K, T). One step of the decoder is one action: its codes are drawn at once, from one state."""
-    return delay_values(token_logprobs, 0.0).sum(dim=1)
+    return delay_values(token_logprobs, 0.0, channels=channels).sum(dim=1)
 
 
 def clipped_loss(

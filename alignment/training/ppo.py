@@ -204,7 +204,8 @@ class PpoTrainer:
                     now = step_logprobs(
                         self.model.logprobs(
                             found.codes[part], found.text.rows(part), generation=settings.generation.to_domain()
-                        )
+                        ),
+                        channels=self.model.channels,
                     )
                     old = found.logprobs[part]
                     losses, clipped = clipped_loss(now, old, found.advantages[part], cliprange=settings.cliprange)
