@@ -6,9 +6,10 @@ Heads stand row by row, head by head: H' = rows * heads of them, each of ``size`
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alignment.music.linear import has_fbgemm
@@ -19,15 +20,15 @@ FEWEST = 48  # heads from which sums over table rows are faster than batched pro
 
 
 class Cache(Protocol):
-    def begin(self, s: int) -> None:
-        """Open step ``s``."""
+    def begin(self, s: Any) -> None:
+        """Open step ``s``: an int, or of a RowCache every clip's own, (B,)."""
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         """What the step's heads hear, (H', d), from their queries, keys and values (H', 3, d)."""
 
 
 def self_attention(layers: int, heads: int, steps: int, scale: float, like: Tensor, size: int) -> Cache:
-    """The faster cache for ``heads`` heads over all rows on this machine, in the dtype and on the device of ``like``."""
+    """The faster cache on this machine for ``heads`` heads over all rows, on the device of ``like``, in its dtype."""
     if heads >= FEWEST and like.dtype == torch.float32 and like.device.type == "cpu" and has_fbgemm():
         return TableCache(layers, heads, steps, scale, like, size)
     return GrownCache(layers, heads, steps, scale, like, size)
@@ -112,3 +113,28 @@ class TableCache:
 def _weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
     """(len(starts) - 1, width): each the sum of its rows of ``table``, weighted."""
     return torch.ops.aten._embedding_bag_forward_only(table, rows, starts, False, 0, False, weights, True, -1)[0]
+
+
+class RowCache:
+    """Rows that stand at steps of their own, in buffers that never move: what a CUDA graph may replay.
+
+    ``room``, set from outside, is how many steps are looked at; what a row has not written itself is masked, so a row
+    may begin anew at step 0 over what another left. ``begin`` takes the clips' steps (B,); of guided clips the cache
+    has 2 B rows, the unconditional half below."""
+
+    def __init__(self, layers: int, rows: int, heads: int, steps: int, scale: float, like: Tensor, size: int) -> None:
+        self.scale, self.room, self.steps = scale, steps, torch.arange(steps, device=like.device)
+        self.every, self.heads = torch.arange(rows, device=like.device), heads
+        self.buffers = [like.new_zeros(2, rows, heads, steps, size) for _ in range(layers)]  # keys, values
+
+    def begin(self, at: Tensor) -> None:
+        self.at = at.repeat(len(self.every) // len(at))  # (rows,)
+        self.heard = (self.steps[: self.room] <= self.at[:, None])[:, None, None]  # (rows, 1, 1, room)
+
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        query, key, value = qkv.view(len(self.every), self.heads, 3, -1).unbind(2)  # (rows, H, d) each
+        keys, values = self.buffers[layer]
+        keys[self.every, :, self.at], values[self.every, :, self.at] = key, value
+        keys, values = keys[:, :, : self.room], values[:, :, : self.room]
+        heard = F.scaled_dot_product_attention(query[:, :, None], keys, values, self.heard, scale=self.scale)
+        return heard.flatten(0, 2)  # (rows * H, d)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignment.music.cache import self_attention
+from alignment.music.cache import RowCache, self_attention
 from alignment.music.distribution import guide
 from alignment.music.linear import Product, pack_layers
 from alignment.music.text import TextBatch
@@ -64,20 +64,52 @@ class DecoderStep:
         self.clips, self.guidance = len(text), guidance
         rows, size = self.clips * (1 if guidance == 1.0 else 2), self.width // self.heads
         self.cache = self_attention(len(self.layers), rows * self.heads, self.steps, self.scale, self.table, size)
-        # Torch multiplies matrices below some 400 products in a plain loop, twice as slow as somewhat larger ones.
-        extra = (0, max(0, SHORTEST - text.mask.shape[1]))
-        prompt, mask = F.pad(text.hidden, (0, 0, *extra)), F.pad(text.mask, extra)  # (B, L, D), (B, L)
-        self.cross = []
-        for layer in self.layers:
-            both = layer.cross_kv(prompt.flatten(0, 1)).view(self.clips, -1, 2, self.heads, size)
-            keys, values = both.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind()  # (B * H, L, d) each
-            self.cross.append((keys.transpose(1, 2), values))
-        bias = torch.zeros_like(mask, dtype=self.table.dtype).masked_fill(mask == 0, float("-inf"))
-        self.bias = bias.repeat_interleave(self.heads, dim=0)[:, None]  # (B * H, 1, L)
+        self.cross, self.bias = self._heard(text, SHORTEST)
 
-    def __call__(self, read: Tensor, s: int) -> Tensor:
-        """Logits (B, K, V) of step ``s``, guided if the rollout is, from the codes read there, (B, K) int64."""
-        hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
+    def start_rows(self, clips: int, tokens: int, guidance: float = 1.0) -> RowCache:
+        """Begin with room for ``clips`` clips of prompts up to ``tokens`` long, which ``place`` puts in their rows;
+        each clip then stands at a step of its own, and no shape ever changes."""
+        self.clips, self.guidance = clips, guidance
+        rows, size = clips * (1 if guidance == 1.0 else 2), self.width // self.heads
+        self.cache = RowCache(len(self.layers), rows, self.heads, self.steps, self.scale, self.table, size)
+        self.tokens = max(tokens, SHORTEST)
+        new = self.table.new_zeros
+        self.cross = [
+            (new(clips * self.heads, size, self.tokens), new(clips * self.heads, self.tokens, size))
+            for _ in self.layers
+        ]
+        self.bias = new(clips * self.heads, 1, self.tokens)
+        return self.cache
+
+    def place(self, clips: Tensor, text: TextBatch) -> None:
+        """Let the clips of these numbers (b,) hear the rows of ``text``, (b, L, D), from now on."""
+        rows = (clips[:, None] * self.heads + torch.arange(self.heads, device=clips.device)).flatten()  # (b * H,)
+        cross, bias = self._heard(text, self.tokens)
+        for (keys, values), (own_keys, own_values) in zip(cross, self.cross, strict=True):
+            own_keys[rows], own_values[rows] = keys, values
+        self.bias[rows] = bias
+
+    def _heard(self, text: TextBatch, tokens: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Every layer's keys (B * H, d, L) and values (B * H, L, d) of the prompts, padded to ``tokens`` at least, and
+        what is added to their scores, (B * H, 1, L)."""
+        # Torch multiplies matrices below some 400 products in a plain loop, twice as slow as somewhat larger ones.
+        extra = (0, max(0, tokens - text.mask.shape[1]))
+        prompt, mask = F.pad(text.hidden, (0, 0, *extra)), F.pad(text.mask, extra)  # (B, L, D), (B, L)
+        cross = []
+        for layer in self.layers:
+            both = layer.cross_kv(prompt.flatten(0, 1)).view(len(text), -1, 2, self.heads, self.width // self.heads)
+            keys, values = both.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind()  # (B * H, L, d) each
+            cross.append((keys.transpose(1, 2), values))
+        bias = torch.zeros_like(mask, dtype=self.table.dtype).masked_fill(mask == 0, float("-inf"))
+        return cross, bias.repeat_interleave(self.heads, dim=0)[:, None]
+
+    def __call__(self, read: Tensor, s: int | Tensor) -> Tensor:
+        """Logits (B, K, V) of step ``s``, guided if the rollout is, from the codes read there, (B, K) int64; after
+        ``start_rows`` of every clip's own step, (B,)."""
+        if read.device.type == "cpu":
+            hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
+        else:
+            hidden = F.embedding(read + self.offsets, self.table).sum(dim=1) + self.positions[s]
         if self.guidance != 1.0:
             hidden = torch.cat([hidden, hidden])
         heard = hidden[: self.clips]  # a view: only these rows hear the prompt
