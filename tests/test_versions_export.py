@@ -130,6 +130,7 @@ def test_an_exported_adapter_loads_into_attune_again_and_a_base_is_exported_whol
     again.load_adapter(export_adapter(made.store, made.database, "v1", tmp_path / "adapter"))
     assert again.checksum() == made.base.base_sha256
     whole = export_merged(made.store, made.database, "base", tmp_path / "deep" / "base")
+    assert {path.stat().st_mode & 0o777 for path in whole.iterdir()} == {0o644}, "others may read it"
     assert MusicModel.load(whole).base_sha256 == made.base.base_sha256
     with pytest.raises(DataError, match="base has no adapter, it is the base itself; export it with --merged"):
         export_adapter(made.store, made.database, "base", tmp_path / "nothing")
