@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from alignment.evaluation.terminal import clean, number
@@ -66,7 +68,7 @@ def _head(facts: CardFacts) -> Iterator[str]:
     if facts.form != "audio":
         yield f"library_name: {'transformers' if facts.form == 'merged' else 'peft'}"
         yield "pipeline_tag: text-to-audio"
-    yield f"base_model: {json.dumps(version['base'])}"
+    yield f"base_model: {json.dumps(base_name(version['base']))}"
     yield f"tags: {json.dumps(tags)}"
     yield "---"
     yield f"# {facts.name}"
@@ -95,7 +97,7 @@ def _use(facts: CardFacts) -> Iterator[str]:
     if facts.form == "adapter":
         yield "from peft import PeftModel"
         yield ""
-        yield f'base = "FOLDER OR HUB ID"  # {version["base"]}, its weights {version["base_sha256"][:12]}'
+        yield f'base = "FOLDER OR HUB ID"  # {base_name(version["base"])}, its weights {version["base_sha256"][:12]}'
         yield "model = MusicgenForConditionalGeneration.from_pretrained(base)"
         yield 'model = PeftModel.from_pretrained(model, "THIS FOLDER")'
         yield "tokenizer = AutoTokenizer.from_pretrained(base)"
@@ -136,12 +138,18 @@ def describe(node: Mapping[str, Any]) -> str:
     }[kind](node, name)  # fmt: skip
 
 
+def base_name(base: str) -> str:
+    """A hub id as it is; of a folder its last part, for where it lies on this machine is nobody's business."""
+    return base if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else PurePath(base).name
+
+
 def _version_line(node: Mapping[str, Any], name: str) -> str:
     simulated = ", trained on simulated votes (SIMULATED listeners)" if node["simulated"] else ""
+    base = f"base {base_name(node['base'])} {node['base_sha256'][:12]}"
     adapter = f", adapter {node['adapter_sha256'][:12]}" if node["adapter_sha256"] else ""
     return (
-        f"{name}  ({node['status']}{simulated}): base {node['base']} {node['base_sha256'][:12]}{adapter}, commit "
-        f"{(node['commit'] or 'not recorded')[:12]}, licence {node['licence'] or 'not stated'}"
+        f"{name}  ({node['status']}{simulated}): {base}{adapter}, commit {(node['commit'] or 'not recorded')[:12]}, "
+        f"licence {node['licence'] or 'not stated'}"
     )
 
 
