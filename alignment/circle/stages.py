@@ -135,6 +135,7 @@ def run_stage(
         simulated=ground.models.simulated or ground.snapshot.frozen.simulated or parent.simulated,
         run={
             "kind": stage.method, "snapshot_id": ground.snapshot.id, "seconds": result.seconds, "metrics": metrics,
+            "reward_models": ground.models.names,
             "config": stage.settings.model_dump(mode="json") | {
                 "stage": stage.model_dump(mode="json", exclude={"dpo", "expert", "ppo"}),
                 "recipe": ground.recipe.model_dump(mode="json", exclude={"stages", "beside"}),

@@ -23,6 +23,7 @@ from alignment.cli import (
     reward,
     serve,
     study,
+    versions,
     worker,
 )
 from alignment.errors import AttuneError
@@ -54,7 +55,7 @@ app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(models.versions, name="versions")
+app.add_typer(versions.app, name="versions")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)
