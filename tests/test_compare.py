@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -340,3 +341,44 @@ def test_a_name_for_nothing_is_refused_with_the_newest(made, found) -> None:
         made[0].database.session(write=False) as s,
     ):
         comparisons.get_comparison(s, str(uuid.UUID(int=0)))
+
+
+def test_where_people_voted_their_votes_stand_alone(made, found, monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    from alignment.domain import Outcome
+
+    def votes(outcome: Outcome) -> list:
+        side = SimpleNamespace
+        return [
+            SimpleNamespace(
+                left=side(clip_id="1", version="v1"), right=side(clip_id="2", version="base"), outcome=outcome,
+                rater_id=f"r{i % 2}", prompt_id=f"p{i}",
+            )
+            for i in range(4)
+        ]  # fmt: skip
+
+    said = {"programs": votes(Outcome.B), "people": votes(Outcome.A), "waiting": []}
+    kinds = {"programs": RaterKind.SIMULATED, "people": RaterKind.HUMAN, "waiting": RaterKind.HUMAN}
+    monkeypatch.setattr(compare.listen, "votes_of", lambda ws, name: said[name])
+    monkeypatch.setattr(compare.studies, "get_study", lambda s, name: SimpleNamespace(rater_kind=kinds[name]))
+
+    def asked(*names: str):
+        contests, simulated = compare.contests_of(made[0], replace(found, studies=names))
+        return [(c.label, c.rate.value, c.rate.votes) for c in contests], simulated
+
+    assert asked("programs", "people") == ([("v1 vs base", 1.0, 4)], False)
+    assert asked("programs", "waiting") == ([("v1 vs base", 0.0, 4)], True)
+    assert asked("waiting") == ([], False)
+
+
+def test_versions_sing_as_people_hear_the_first_that_says_how(made, monkeypatch) -> None:
+    ws, _ = made
+    listening = GenerationConfig(temperature=0.9, top_k=20, guidance=3.0, clip_seconds=2.0)
+    plain = ws.version("base")
+    heard = {"v1": plain, "base": replace(plain, listening=listening)}
+    monkeypatch.setattr(Workspace, "version", lambda self, name: heard[name])
+    open_settings = SETTINGS.model_copy(update={"generation": None})
+    assert measure_version.resolved(ws, ["v1", "base"], open_settings).generation.to_domain() == listening
+    assert measure_version.resolved(ws, ["v1"], open_settings).generation.to_domain() == GenerationConfig()
+    assert measure_version.resolved(ws, ["base"], SETTINGS).generation.clip_seconds == SECONDS
