@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,66 @@ ENVIRONMENT = {
 CHAIN_12 = "d889d8bcd76e98f4"  # sha256, sixteen digits of it, twelve times over "start"
 
 
+class Nursery:
+    """Starts workers by forking a warm process."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "jobs_nursery.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=ENVIRONMENT, cwd=ROOT,
+        )  # fmt: skip
+        self.started: queue.Queue[int] = queue.Queue()
+        self.ended: dict[int, int] = {}
+        threading.Thread(target=self._hear, daemon=True).start()
+
+    def _hear(self) -> None:
+        for line in self.process.stdout:
+            word, pid, *status = line.split()
+            if word == "started":
+                self.started.put(int(pid))
+            else:
+                self.ended[int(pid)] = int(status[0])
+
+    def start(self, words: list[str], log: Path, environment: dict[str, str]) -> Forked:
+        asked = {"words": words, "log": str(log), "environment": environment}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return Forked(self.started.get(timeout=60), self)
+
+
+@lru_cache(maxsize=1)
+def nursery() -> Nursery:
+    """One for all tests; it ends with the pipe to it."""
+    return Nursery()
+
+
+class Forked:
+    """A worker, as a Popen would show it."""
+
+    def __init__(self, pid: int, nursery: Nursery) -> None:
+        self.pid, self.nursery = pid, nursery
+
+    def poll(self) -> int | None:
+        return self.nursery.ended.get(self.pid)
+
+    def wait(self, seconds: float = 60.0) -> int:
+        end = time.monotonic() + seconds
+        while (status := self.poll()) is None:
+            assert time.monotonic() < end, "the worker does not end"
+            time.sleep(0.02)
+        return status
+
+    def send_signal(self, what: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, what)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class Place:
     """A database, its ledger, and the workers that were started on it."""
 
@@ -33,20 +97,16 @@ class Place:
             database=url or f"sqlite:///{home / 'attune.db'}", store=str(home / "store")
         )
         migrate.upgrade(self.settings.database_url)
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[Forked] = []
 
-    def attune(self, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+    def attune(self, *words: str, **environment: str) -> Forked:
         """`attune jobs ...` on this home; what it says goes to a file."""
-        with (self.home / "worker.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "alignment.cli", "jobs", *words, "--home", str(self.home),
-                 "--database", self.settings.database_url],
-                env={**ENVIRONMENT, **environment}, stdout=log, stderr=log, cwd=ROOT,
-            )  # fmt: skip
+        where = ["--home", str(self.home), "--database", self.settings.database_url]
+        process = nursery().start(["jobs", *words, *where], self.home / "worker.log", environment)
         self.workers.append(process)
         return process
 
-    def work(self, *words: str, **environment: str) -> subprocess.Popen[bytes]:
+    def work(self, *words: str, **environment: str) -> Forked:
         return self.attune("work", *words, **environment)
 
     def submit(self, kind: str = "fake", **recipe: Any) -> str:
@@ -74,7 +134,7 @@ class Place:
         end = time.monotonic() + seconds
         while not (found := true()):
             assert time.monotonic() < end, (self.home / "worker.log").read_text()[-3000:]
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found
 
     def ended(self, job_id: str, **more: Any) -> status.JobView:
@@ -89,7 +149,7 @@ class Place:
             worker.wait()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Forked) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
 

@@ -67,7 +67,7 @@ def run(
 @app.command("work")
 def work(
     name: WorkerName = None,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="Jobs at once; one alone trains, see ATTUNE_GPU_SLOTS.")] = 8,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Jobs at once; one alone trains, see ATTUNE_GPU_SLOTS.")] = 16,
     once: Annotated[bool, typer.Option("--once", help="End as soon as no job is left that it can take.")] = False,
     home: Home = None,
     database: DatabaseUrl = None,
