@@ -146,6 +146,8 @@ class Version:
     train_run_id: uuid.UUID | None = None
     commit: str | None = None
     simulated: bool = False  # trained on simulated votes: never promoted for humans
+    listening: GenerationConfig | None = None  # how people hear it, and under which its ratings are reported
+    licence: str | None = None
     created_at: datetime | None = None
 
 

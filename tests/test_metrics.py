@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignment.errors import DataError, ShapeError
-from alignment.evaluation.metrics import bootstrap_mean, diversity, kl_nats_per_clip
+from alignment.evaluation.metrics import bootstrap_mean, bootstrap_share, diversity, kl_nats_per_clip
 
 
 def test_diversity_is_the_mean_pairwise_cosine_distance_worked_by_hand():
@@ -88,3 +88,18 @@ def test_arrays_that_do_not_fit_are_refused_in_a_sentence():
         bootstrap_mean(np.array([1.0, 2.0]), ["a"])
     with pytest.raises(DataError, match="rounds is 3"):
         bootstrap_mean(np.array([1.0, 2.0]), rounds=3)
+
+
+def test_a_share_stays_within_0_and_1_and_none_of_16_is_not_surely_none():
+    # Wilson's interval for 0 of 16: 0 to q2 / (16 + q2), with q = 1.96.
+    none = bootstrap_share(np.zeros(16))
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1.959964**2 / (16 + 1.959964**2), rel=1e-5)
+    # Two clips of each of 8 prompts are 8 answers.
+    assert bootstrap_share(np.ones(16), np.repeat(np.arange(8), 2).tolist()).low == pytest.approx(
+        8 / (8 + 1.959964**2), rel=1e-5
+    )
+    some = bootstrap_share(np.array([1.0] + [0.0] * 15))
+    assert some.value == 1 / 16 and some.low == 0.0 and 0.15 < some.high < 0.25
+    with pytest.raises(ShapeError, match="must lie from 0 to 1"):
+        bootstrap_share(np.array([0.5, 1.5]))

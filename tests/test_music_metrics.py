@@ -10,6 +10,7 @@ import pytest
 from alignment.errors import DataError
 from alignment.evaluation.music_metrics import (
     LEVEL_FLOOR_LUFS,
+    copies,
     onset_rate_hz,
     pitch_class_entropy_bits,
     sound_metrics,
@@ -98,3 +99,17 @@ def test_a_clip_shorter_than_a_window_is_measured_and_broken_audio_is_refused() 
         sound_metrics(np.zeros(100), RATE)
     with pytest.raises(DataError, match="needs"):
         twins(np.zeros((0, 2, 3)))
+
+
+def test_a_copy_agrees_with_another_clip_in_more_than_half_of_the_frames_of_the_shorter() -> None:
+    clips = np.zeros((3, 2, 10), int)
+    clips[1, 0] = [0] * 5 + [7] * 5  # in just half of the frames as zeros
+    clips[2, 0] = [0] * 4 + [8] * 6
+    clips[:, 1] = np.arange(3)[:, None]  # the second codebook says nothing
+    training = np.zeros((2, 2, 6), int)
+    training[1] = 9
+    assert copies(clips, training).tolist() == [1, 1, 1]  # of six frames five and four agree
+    assert copies(clips, np.concatenate([training, training], axis=2)[:, :, :10]).tolist() == [1, 0, 0]
+    assert copies(clips, np.zeros((0, 2, 10), int)).tolist() == [0, 0, 0]
+    with pytest.raises(DataError, match=r"\(3, 2\)"):
+        copies(clips[:, :, 0], training)

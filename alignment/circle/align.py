@@ -92,6 +92,7 @@ def align(
     reward: RewardModel,
     pool: Pool,
     run_dir: Path,
+    reward_name: str | None = None,
     trained: Mapping[str, Aligned] | None = None,
     progress: Progress = no_progress,
 ) -> Aligned:
@@ -100,7 +101,7 @@ def align(
     The first stage trains on ``pool``, the base's clips; every further one on fresh clips of the policy so far, with
     that policy as DPO's reference. PPO sings for itself, and its KL is to the base. A first stage that is among those
     ``trained`` already is not trained again. Raises DataError when the name is taken or the reward model's margins
-    leave no pair."""
+    leave no pair. ``reward_name``: under which the reward model is on record, for the lineage."""
     learn.check_name(name)
     with ws.database.session(write=False) as s:
         if name in {known.name for known in list_versions(s)}:
@@ -116,7 +117,7 @@ def align(
         policy, result = _stage(
             ws, name if last else f"{name}-{number + 1}", settings, kind=todo[number], parent=policy,
             base=base, reward=reward, snapshot=snapshot, pool=pool, run_dir=run_dir / f"{name}-{number + 1}",
-            progress=progress,
+            reward_name=reward_name, progress=progress,
         )  # fmt: skip
         done.append(result)
     return Aligned(policy, tuple(done))
@@ -134,7 +135,8 @@ def _fresh_pool(
 
 def _stage(
     ws: Workspace, name: str, settings: DemoSettings, *, kind: str, parent: Version, base: Version,
-    reward: RewardModel, snapshot: learn.NamedSnapshot, pool: Pool, run_dir: Path, progress: Progress,
+    reward: RewardModel, snapshot: learn.NamedSnapshot, pool: Pool, run_dir: Path,
+    reward_name: str | None, progress: Progress,
 ) -> tuple[Version, TrainResult]:  # fmt: skip
     """One training from ``parent``, registered as ``name``."""
     from alignment.training.dpo import train_dpo
@@ -178,7 +180,7 @@ def _stage(
             "kind": kind, "snapshot_id": snapshot.id,
             "config": chosen.model_dump(mode="json") | {"align": settings.align.model_dump(mode="json")},
             "metrics": counts | {"history": result.history, "valid": result.valid, "best_step": result.best_step},
-            "seconds": result.seconds,
+            "seconds": result.seconds, "reward_models": [reward_name] if reward_name else [],
         },
     )  # fmt: skip
     return version, result

@@ -48,14 +48,16 @@ class Run:
 def run_recipe(
     ws: Workspace, name: str, recipe: AlignRecipe, *, snapshot: NamedSnapshot, folder: Path, bar: Bar,
     parent: str = "tiny-base", reward_names: tuple[str, str] | None = None, resume: bool = False,
+    job_id: str | None = None,
 ) -> Run:  # fmt: skip
     """Train the recipe's stages from ``parent`` as versions ``name``-STAGE, the last one as ``name``.
 
     ``reward_names``: two recorded reward models, the one that trains and the one that watches; without them the
-    snapshot is split. ``folder`` takes everything that is written; ``resume`` goes on where a stopped run was."""
+    snapshot is split. ``folder`` takes everything that is written; ``resume`` goes on where a stopped run was.
+    ``job_id`` is recorded with every training run."""
     ground = parts.prepare(
         ws, name, recipe, snapshot=snapshot, parent=parent, folder=folder, reward_names=reward_names, resume=resume,
-        bar=bar,
+        bar=bar, job_id=job_id,
     )  # fmt: skip
     versions, stages, before = [], [], ground.start
     for number, stage in enumerate(recipe.stages):

@@ -25,6 +25,7 @@ from alignment.simulation.listeners import load_listeners
 from alignment.versions import BASE_NAME, register_base
 
 StageBar = Callable[[str], AbstractContextManager[Progress]]
+REWARD_NAME = "demo-reward"
 VOTED_TRAIN_SHARE = 0.8  # the rest stops the reward model's training
 
 
@@ -87,7 +88,9 @@ def collect_votes(ws: Workspace, settings: DemoSettings, clock: Clock) -> Voted:
     with clock.stage("prompts"):
         judge = Judge()
         base_sha256 = ws.base_model("tiny").base_sha256
-        base = register_base(ws.database, name=BASE_NAME, base="tiny", base_sha256=base_sha256)
+        base = register_base(
+            ws.database, name=BASE_NAME, base="tiny", base_sha256=base_sha256, listening=settings.generation.to_domain()
+        )
         prompts, held_out = _add_prompts(ws, settings)
     with clock.stage("generate") as progress:
         clips = generate_clips(
@@ -129,7 +132,7 @@ def _align_and_compare(
 ) -> Turned:  # fmt: skip
     held_out, generation = voted.held_out, settings.generation.to_domain()
     with clock.stage("reward model") as progress:
-        reward = learn.train_reward_model(ws, "demo-reward", turned.snapshot, reward_settings, progress)
+        reward = learn.train_reward_model(ws, REWARD_NAME, turned.snapshot, reward_settings, progress)
         pool = score_pool(ws, reward, voted.prompts, voted.clips)
     headline = settings.align.method
     trained: dict[str, Aligned] = {}
@@ -139,7 +142,7 @@ def _align_and_compare(
             trained[method] = align(
                 ws, NAMES[method], settings, method=method, rounds=settings.align.rounds if method == headline else 1,
                 base=voted.base, snapshot=turned.snapshot, reward=reward, pool=pool, run_dir=folder / "runs",
-                trained=trained, progress=progress,
+                reward_name=REWARD_NAME, trained=trained, progress=progress,
             )  # fmt: skip
     with clock.stage("sing held-out prompts") as progress:
         base_clips = _sing_base(ws, settings, held_out, progress)

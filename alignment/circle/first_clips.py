@@ -20,7 +20,8 @@ def sing_first_clips(ws: Workspace, prompts: int, *, progress: Progress = no_pro
     Raises ModelError when attune-tiny is missing or damaged and StoreError when clips cannot be stored."""
     total = prompts * TAKES
     progress(0, total)
-    register_base(ws.database, name=BASE_NAME, base="tiny", base_sha256=ws.base_model("tiny").base_sha256)
+    base_sha256 = ws.base_model("tiny").base_sha256
+    register_base(ws.database, name=BASE_NAME, base="tiny", base_sha256=base_sha256, listening=GENERATION)
     asked = add_captions(ws, prompts, SEED, lambda _: Split.LEADERBOARD)
     for start in range(0, prompts, _AT_ONCE):
         part = asked[start : start + _AT_ONCE]

@@ -184,14 +184,15 @@ def align_dpo(
     run_dir: Path,
     pool: tuple[Sequence[Prompt], Clips, np.ndarray] | None = None,
     pool_simulated: bool = True,
+    pool_reward: str | None = None,
     resume: bool = False,
     progress: Progress = no_progress,
 ) -> tuple[Version, TrainResult]:
     """DPO on the snapshot's train pairs and, with a ``pool`` (prompts, N clips each, scores (P, N)), on the best
     against the worst of each prompt's N clips; the adapter is stored and registered as version ``name``.
 
-    ``pool_simulated``: simulated votes trained the model that scored the pool. Then, as with simulated votes in the
-    snapshot or a parent that knew some, the version is marked simulated."""
+    ``pool_reward`` names the model that scored the pool; ``pool_simulated``: simulated votes trained it. Then, as with
+    simulated votes in the snapshot or a parent that knew some, the version is marked simulated."""
     from alignment.training.best_of_n import best_worst_pairs
     from alignment.training.dpo import train_dpo
 
@@ -212,7 +213,7 @@ def align_dpo(
         run={
             "kind": "dpo", "snapshot_id": snapshot.id, "config": settings.model_dump(mode="json"),
             "metrics": {"voted_pairs": voted, "best_worst_pairs": len(examples) - voted, "history": result.history},
-            "seconds": result.seconds,
+            "seconds": result.seconds, "reward_models": [pool_reward] if pool_reward else [],
         },
     )  # fmt: skip
     return version, result

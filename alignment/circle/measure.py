@@ -22,23 +22,33 @@ def kl_to_base(
     ws: Workspace, version: Version, prompts: Sequence[Prompt], clips: Clips, progress: Progress = no_progress
 ) -> KlEstimate:
     """KL(version || base) in nats, on the version's first clip of each prompt, as it was sampled."""
+    sung = [(prompt.text, clips[prompt.id][0]) for prompt in prompts]
+    ours, base = logprobs_with_base(ws, version, sung, progress)
+    return kl_nats_per_clip(ours, base, [str(prompt.id) for prompt in prompts])
+
+
+def logprobs_with_base(
+    ws: Workspace, version: Version, sung: Sequence[tuple[str, Clip]], progress: Progress = no_progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities in nats, (B, K, T) each, of (prompt, clip) under the version and under its base, as the clips
+    were sampled."""
     import torch
 
     from alignment.music.text import encode_prompts
 
     policy = ws.policy(version)
     ours, base = [], []
-    for start in range(0, len(prompts), 16):
-        part = prompts[start : start + 16]
-        own = [clips[prompt.id][0] for prompt in part]
-        codes = torch.from_numpy(np.stack([ws.store.get_codes(clip.codes_sha256) for clip in own])).long()
-        text = encode_prompts(policy, [prompt.text for prompt in part])
+    for start in range(0, len(sung), 16):
+        part = sung[start : start + 16]
+        generation = part[0][1].generation
+        codes = torch.from_numpy(np.stack([ws.store.get_codes(clip.codes_sha256) for _, clip in part])).long()
+        text = encode_prompts(policy, [prompt for prompt, _ in part])
         with torch.no_grad():
-            ours.append(policy.logprobs(codes, text, generation=own[0].generation).numpy())
+            ours.append(policy.logprobs(codes, text, generation=generation).numpy())
             with policy.reference():
-                base.append(policy.logprobs(codes, text, generation=own[0].generation).numpy())
-        progress(start + len(part), len(prompts))
-    return kl_nats_per_clip(np.concatenate(ours), np.concatenate(base), [str(prompt.id) for prompt in prompts])
+                base.append(policy.logprobs(codes, text, generation=generation).numpy())
+        progress(start + len(part), len(sung))
+    return np.concatenate(ours), np.concatenate(base)
 
 
 def diversity_of(ws: Workspace, prompts: Sequence[Prompt], clips: Clips) -> Interval:

@@ -160,7 +160,7 @@ def _train(
                     "ppo": ppo.model_dump(mode="json")
                 },
                 "metrics": {"history": result.history, "watched": result.watched, "best_step": result.best_step},
-                "seconds": result.seconds,
+                "seconds": result.seconds, "reward_models": [one.snapshot.name for one in learnt.values()],
             },
         )  # fmt: skip
     return {"kept_step": result.best_step, "seconds": result.seconds}

@@ -48,11 +48,12 @@ class Ground:
     watched: list[Prompt]
     scale: Sung
     folder: Path
+    job_id: str | None = None
 
 
 def prepare(
     ws: Workspace, name: str, recipe: AlignRecipe, *, snapshot: NamedSnapshot, parent: str, folder: Path,
-    reward_names: tuple[str, str] | None, resume: bool, bar: Bar,
+    reward_names: tuple[str, str] | None, resume: bool, bar: Bar, job_id: str | None = None,
 ) -> Ground:  # fmt: skip
     """Reward models, prompts and the base's clips, with every refusal that can be made before training.
 
@@ -81,7 +82,7 @@ def prepare(
     with bar("the base sings") as progress:
         scale = sing(ws, base, prompts[:SCALE_PROMPTS], recipe, each=SCALE_CLIPS, seed=recipe.seed, progress=progress)
     return Ground(
-        name, recipe, snapshot, models, SharedEncoder(ws.encoder), start, prompts, watched, scale, folder
+        name, recipe, snapshot, models, SharedEncoder(ws.encoder), start, prompts, watched, scale, folder, job_id
     )  # fmt: skip
 
 
@@ -133,8 +134,10 @@ def run_stage(
     version = register_adapter(
         ws.database, ws.store, name=new, parent=parent, adapter=result.adapter_dir, commit=current_commit(),
         simulated=ground.models.simulated or ground.snapshot.frozen.simulated or parent.simulated,
+        job_id=ground.job_id and f"{ground.job_id}/{new}",  # a job may train several versions
         run={
             "kind": stage.method, "snapshot_id": ground.snapshot.id, "seconds": result.seconds, "metrics": metrics,
+            "reward_models": ground.models.names,
             "config": stage.settings.model_dump(mode="json") | {
                 "stage": stage.model_dump(mode="json", exclude={"dpo", "expert", "ppo"}),
                 "recipe": ground.recipe.model_dump(mode="json", exclude={"stages", "beside"}),

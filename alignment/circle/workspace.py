@@ -17,7 +17,7 @@ from alignment.config import REPOSITORY, Settings
 from alignment.db.engine import Database, open_database
 from alignment.db.versions import get_version
 from alignment.domain import Version
-from alignment.errors import ModelError
+from alignment.versions import require_base
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -82,11 +82,7 @@ class Workspace:
     def policy(self, version: Version) -> MusicModel:
         """The version ready to sing. Raises ModelError when its base is no longer the registered one."""
         model = self.base_model(version.base)
-        if model.base_sha256 != version.base_sha256:
-            raise ModelError(
-                f"Version {version.name} was registered on base {version.base} {version.base_sha256[:12]}, the files "
-                f"there are now {model.base_sha256[:12]}; restore the old files or register the new base."
-            )
+        require_base(version, model.base_sha256)
         if version.adapter_uri is not None:
             model.load_adapter(self.store.path_of(version.adapter_uri))
         return model

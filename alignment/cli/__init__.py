@@ -12,6 +12,7 @@ from alignment.cli import (
     account,
     align,
     circle,
+    compare,
     database,
     demo,
     gate,
@@ -22,6 +23,7 @@ from alignment.cli import (
     reward,
     serve,
     study,
+    versions,
     worker,
 )
 from alignment.errors import AttuneError
@@ -49,11 +51,12 @@ app.command("snapshot")(circle.snapshot)
 models.reward.command("card")(reward.card)
 app.add_typer(models.reward, name="reward")
 app.add_typer(align.align, name="align")
-app.command("compare")(circle.compare)
+app.command("compare")(compare.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(models.versions, name="versions")
+app.add_typer(versions.app, name="versions")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)

@@ -105,6 +105,7 @@ def run(
     watch: WatchedBy = None,
     parent: Parent = "tiny-base",
     resume: Resume = False,
+    job: Annotated[str | None, typer.Option(help="Id of the job that asks for it.", show_default=False)] = None,
     seed: SeedOrRecipe = None,
     home: Home = None,
     database: DatabaseUrl = None,
@@ -116,7 +117,7 @@ def run(
     chosen = load_recipe(recipe, AlignRecipe)
     if seed is not None:
         chosen = chosen.model_copy(update={"seed": seed})
-    done = _run(chosen, name, snapshot, parent, reward_model, watch, resume, home, database)
+    done = _run(chosen, name, snapshot, parent, reward_model, watch, resume, home, database, job)
     _say(done, as_json)
 
 
@@ -186,7 +187,7 @@ def _one_stage(
 
 def _run(
     recipe: Any, name: str, snapshot: str, parent: str, reward_model: str | None, watch: str | None, resume: bool,
-    home: Path | None, database: str | None,
+    home: Path | None, database: str | None, job: str | None = None,
 ) -> Run:  # fmt: skip
     names = _both(reward_model, watch)
 
@@ -194,8 +195,9 @@ def _run(
 
     ws, folder, taken = _open(name, snapshot, home, database)
     return run_recipe(
-        ws, name, recipe, snapshot=taken, folder=folder, bar=bar, parent=parent, reward_names=names, resume=resume
-    )
+        ws, name, recipe, snapshot=taken, folder=folder, bar=bar, parent=parent, reward_names=names, resume=resume,
+        job_id=job,
+    )  # fmt: skip
 
 
 def _open(name: str, snapshot: str, home: Path | None, database: str | None) -> tuple[Workspace, Path, NamedSnapshot]:

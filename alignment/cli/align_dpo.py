@@ -69,6 +69,7 @@ def dpo(
             run_dir=run_dir,
             pool=pool,
             pool_simulated=pool_simulated,
+            pool_reward=reward_model,
             resume=resume,
             progress=progress,
         )

@@ -1,8 +1,7 @@
-"""`attune generate`, `simulate-votes`, `snapshot`, `compare`: the circle's stages by hand."""
+"""`attune generate`, `simulate-votes`, `snapshot`: the circle's stages by hand."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -185,34 +184,4 @@ def snapshot(
         f"{name}: {counts['pairs']} pairs of {counts['votes']} {kind} votes, {counts['decisive']} decisive, "
         f"{counts['raters']} raters, {counts['prompts']} prompts; sha256 {taken.frozen.content_sha256[:12]}",
         as_json,
-    )  # fmt: skip
-
-
-def compare(
-    candidate: Annotated[str, typer.Argument(help="The version to test.")],
-    opponent: Annotated[str, typer.Argument(help="The version it meets.")] = "tiny-base",
-    prompts: Annotated[int, typer.Option(min=2, help="Held-out captions to sing.")] = 60,
-    votes: Annotated[int, typer.Option(min=2, help="Simulated votes.")] = 180,
-    raters: Annotated[int, typer.Option(min=2)] = 8,
-    population: Annotated[str, typer.Option(help="A population of configs/listeners.yaml.")] = "default",
-    report: Annotated[Path | None, typer.Option(help="Also write an HTML report here.", show_default=False)] = None,
-    seed: Seed = 0,
-    home: Home = None,
-    database: DatabaseUrl = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let two versions sing held-out prompts and SIMULATED listeners compare them blind."""
-    from alignment.circle.compare import compare_versions
-    from alignment.evaluation.report import terminal_table, write_report
-
-    ws = open_workspace(home, database)
-    data, rate = compare_versions(
-        ws, candidate, opponent, prompts=prompts, votes=votes, raters=raters, population=population, seed=seed, bar=bar
-    )
-    path = str(write_report(data, report)) if report else None
-    emit(
-        {"candidate": candidate, "opponent": opponent, "win_rate": rate.value, "win_rate_low": rate.low,
-         "win_rate_high": rate.high, "votes": rate.votes, "decisive_votes": rate.decisive, "verdict": rate.verdict,
-         "report": path, "simulated": True},
-        terminal_table(data) + (f"\nReport: {path}" if path else ""), as_json,
     )  # fmt: skip

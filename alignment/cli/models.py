@@ -1,4 +1,4 @@
-"""`attune reward`, `attune versions`: what is learnt from votes."""
+"""`attune reward`: what is learnt from votes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace, table
+from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace
 
 reward = typer.Typer(no_args_is_help=True, help="Reward models.")
-versions = typer.Typer(no_args_is_help=True, help="Registered versions and their lineage.")
 Config = Annotated[Path | None, typer.Option(help="Recipe (YAML).", show_default=False)]
 
 
@@ -73,65 +72,3 @@ def score(
     with bar("scores") as progress:
         scored = score_study(ws, name, study, progress)
     emit({"reward_model": name, "study": study, "clips": scored}, f"{name}: {scored} clips of {study} scored", as_json)
-
-
-@versions.command("list")
-def list_all(home: Home = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """All versions, oldest first."""
-    from alignment.cli.common import settings_of
-    from alignment.db.engine import open_database
-    from alignment.db.versions import list_versions
-
-    db = open_database(settings_of(home, database).database_url)
-    with db.session(write=False) as s:
-        rows = [
-            {
-                "name": v.name,
-                "status": v.status.value,
-                "parent": v.parent,
-                "adapter": v.adapter_sha256 and v.adapter_sha256[:12],
-                "votes": "simulated" if v.simulated else ("human" if v.adapter_sha256 else None),
-                "created": v.created_at and f"{v.created_at:%Y-%m-%d %H:%M}",
-            }
-            for v in list_versions(s)
-        ]  # fmt: skip
-    text = (
-        table(rows, ["name", "status", "parent", "adapter", "votes", "created"])
-        if rows
-        else "No versions yet; `attune generate` registers the base."
-    )
-    emit(rows, text, as_json)
-
-
-@versions.command("show")
-def show(name: str, home: Home = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """One version with its lineage down to the votes."""
-    from alignment.cli.common import settings_of
-    from alignment.db.engine import open_database
-    from alignment.versions import lineage
-
-    db = open_database(settings_of(home, database).database_url)
-    lines, rows = [], []
-    for depth, step in enumerate(lineage(db, name)):
-        version, pad = step.version, "  " * depth
-        simulated = ", trained on simulated votes" if version.simulated else ""
-        lines.append(f"{pad}{version.name}  ({version.status.value}{simulated})")
-        lines.append(
-            f"{pad}  base {version.base} {version.base_sha256[:12]}, commit {(version.commit or 'not recorded')[:12]}"
-        )
-        if step.run_kind:
-            lines.append(
-                f"{pad}  {step.run_kind} on snapshot {step.snapshot}: {step.votes} votes, "
-                f"sha256 {(step.snapshot_sha256 or '')[:12]}"
-            )
-            lines.append(f"{pad}  adapter {(version.adapter_sha256 or '')[:12]}")
-        if version.parent:
-            lines.append(f"{pad}  from:")
-        rows.append(
-            {"name": version.name, "status": version.status.value, "base": version.base,
-             "base_sha256": version.base_sha256,
-             "adapter_sha256": version.adapter_sha256, "commit": version.commit, "simulated": version.simulated,
-             "run": step.run_kind, "snapshot": step.snapshot, "snapshot_sha256": step.snapshot_sha256,
-             "votes": step.votes, "config": dict(step.config) if step.config else None}
-        )  # fmt: skip
-    emit({"version": name, "lineage": rows}, "\n".join(lines), as_json)

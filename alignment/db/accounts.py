@@ -41,6 +41,7 @@ class AuditEntry:
     actor: str
     action: str
     subject: str | None
+    reason: str | None = None
 
 
 def _account(row: AccountRow) -> Account:
@@ -100,4 +101,4 @@ def count_active_admins(s: Session, *, lock: bool = False) -> int:
 def list_audit(s: Session, *, limit: int = 200) -> list[AuditEntry]:
     """The newest entries first."""
     query = sa.select(AuditLogRow).order_by(AuditLogRow.id.desc()).limit(limit)
-    return [AuditEntry(row.created_at, row.actor, row.action, row.subject) for row in s.scalars(query)]
+    return [AuditEntry(row.created_at, row.actor, row.action, row.subject, row.reason) for row in s.scalars(query)]

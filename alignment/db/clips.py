@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow, uuid7
 from alignment.db.batches import batches
+from alignment.db.generations import add_generation_config, generation_of
 from alignment.db.tables import ClipRow, GenerationConfigRow, VersionRow
 from alignment.db.versions import get_version
 from alignment.domain import AudioFacts, Clip, ClipSource, GenerationConfig
@@ -43,7 +44,7 @@ def _clip(row: ClipRow, version: str, config: GenerationConfigRow) -> Clip:
         id=row.id,
         prompt_id=row.prompt_id,
         version=version,
-        generation=GenerationConfig(config.temperature, config.top_k, config.guidance, config.clip_seconds),
+        generation=generation_of(config),
         seed=row.seed,
         audio_sha256=row.audio_sha256,
         codes_sha256=row.codes_sha256,
@@ -58,27 +59,6 @@ def _clip(row: ClipRow, version: str, config: GenerationConfigRow) -> Clip:
         source=row.source,
         generation_seconds=row.generation_seconds,
     )
-
-
-def add_generation_config(s: Session, generation: GenerationConfig) -> uuid.UUID:
-    """The id of this setting, stored once."""
-    digest = generation.sha256
-    known = s.scalar(sa.select(GenerationConfigRow.id).where(GenerationConfigRow.sha256 == digest))
-    if known is not None:
-        return known
-    new = uuid7()
-    s.execute(
-        sa.insert(GenerationConfigRow).values(
-            id=new,
-            sha256=digest,
-            temperature=generation.temperature,
-            top_k=generation.top_k,
-            guidance=generation.guidance,
-            clip_seconds=generation.clip_seconds,
-            created_at=utcnow(),
-        )
-    )
-    return new
 
 
 def add_clips(s: Session, clips: Sequence[NewClip]) -> list[Clip]:

@@ -31,9 +31,11 @@ from alignment.domain import Consent, canonical_sha256
 
 
 def add_audit(
-    s: Session, *, actor: str, action: str, subject: str | None = None, before: object = None, after: object = None
-) -> None:
-    """Records who did what; ``before`` and ``after`` (JSON values) are kept as hashes only."""
+    s: Session, *, actor: str, action: str, subject: str | None = None, before: object = None, after: object = None,
+    reason: str | None = None,
+) -> None:  # fmt: skip
+    """Records who did what, and why where a reason was asked for; ``before`` and ``after`` (JSON values) are kept as
+    hashes only."""
     s.execute(
         sa.insert(AuditLogRow).values(
             id=uuid7(),
@@ -42,6 +44,7 @@ def add_audit(
             subject=subject,
             before_sha256=None if before is None else canonical_sha256(before),
             after_sha256=None if after is None else canonical_sha256(after),
+            reason=reason,
             created_at=utcnow(),
         )
     )

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow, uuid7
-from alignment.db.tables import RewardModelRow, SnapshotRow, TrainRunRow
+from alignment.db.tables import RewardModelRow, SnapshotRow, TrainRunRewardModelRow, TrainRunRow
 from alignment.errors import DataError, NotFoundError
 
 
@@ -61,8 +61,10 @@ def add_train_run(
     seconds: float | None = None,
     commit: str | None = None,
     job_id: str | None = None,
+    reward_models: Sequence[str] = (),
 ) -> uuid.UUID:
-    """The id of the recorded run. With a ``job_id``, recording the same job again gives the same id."""
+    """The id of the recorded run, which ``reward_models`` scored or watched. With a ``job_id``, recording the same job
+    again gives the same id. Raises NotFoundError for an unknown reward model."""
     if job_id is not None:
         known = s.scalar(sa.select(TrainRunRow.id).where(TrainRunRow.job_id == job_id))
         if known is not None:
@@ -83,6 +85,9 @@ def add_train_run(
             created_at=utcnow(),
         )
     )
+    used = [get_reward_model(s, name).id for name in dict.fromkeys(reward_models)]
+    if used:
+        s.execute(sa.insert(TrainRunRewardModelRow), [{"train_run_id": new, "reward_model_id": one} for one in used])
     return new
 
 
@@ -168,6 +173,17 @@ def list_reward_models(s: Session) -> list[RewardModelRecord]:
     return [_reward_model(s, row) for row in s.scalars(sa.select(RewardModelRow).order_by(RewardModelRow.id))]
 
 
+def reward_models_of_run(s: Session, run_id: uuid.UUID) -> list[RewardModelRecord]:
+    """The reward models that scored or watched a run, in the order in which they were recorded."""
+    query = (
+        sa.select(RewardModelRow)
+        .join(TrainRunRewardModelRow, TrainRunRewardModelRow.reward_model_id == RewardModelRow.id)
+        .where(TrainRunRewardModelRow.train_run_id == run_id)
+        .order_by(RewardModelRow.id)
+    )
+    return [_reward_model(s, row) for row in s.scalars(query)]
+
+
 def _reward_model(s: Session, row: RewardModelRow) -> RewardModelRecord:
     return RewardModelRecord(
         id=row.id,
@@ -184,10 +200,16 @@ def _reward_model(s: Session, row: RewardModelRow) -> RewardModelRecord:
 
 
 def trained_on_simulated_votes(s: Session, train_run_id: uuid.UUID) -> bool:
-    """Whether the run's snapshot holds simulated votes; a run without a snapshot saw none."""
+    """Whether simulated votes are in the run's snapshot, or in those of the reward models that it used."""
+    models = (
+        sa.select(RewardModelRow.train_run_id)
+        .join(TrainRunRewardModelRow, TrainRunRewardModelRow.reward_model_id == RewardModelRow.id)
+        .where(TrainRunRewardModelRow.train_run_id == train_run_id)
+    )
     query = (
-        sa.select(SnapshotRow.simulated)
-        .join(TrainRunRow, TrainRunRow.snapshot_id == SnapshotRow.id)
-        .where(TrainRunRow.id == train_run_id)
+        sa.select(sa.func.count())
+        .select_from(TrainRunRow)
+        .join(SnapshotRow, TrainRunRow.snapshot_id == SnapshotRow.id)
+        .where(SnapshotRow.simulated, sa.or_(TrainRunRow.id == train_run_id, TrainRunRow.id.in_(models)))
     )
     return bool(s.scalar(query))

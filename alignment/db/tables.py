@@ -12,6 +12,13 @@ from alignment.db.tables_catalogue import (
     RenditionRow,
     VersionRow,
 )
+from alignment.db.tables_comparisons import (
+    ComparisonClipRow,
+    ComparisonMetricRow,
+    ComparisonRow,
+    ComparisonStudyRow,
+    ComparisonVersionRow,
+)
 from alignment.db.tables_listening import (
     EVENT_TYPES,
     STUDY_MODES,
@@ -56,13 +63,14 @@ from alignment.db.tables_results import (
     SnapshotRow,
     TrainRunRow,
 )
+from alignment.db.tables_versions import VERSION_CHANGES, TrainRunRewardModelRow, VersionChangeRow
 
 metadata = Base.metadata
 
 # A trigger refuses UPDATE and DELETE on these.
 APPEND_ONLY = (
     "clip", "battle", "listen_event", "vote", "vote_axis", "clip_rating", "vote_flag", "audit_log",
-    "consent", "invite_use", "rating_item",
+    "consent", "invite_use", "rating_item", "version_change",
 )  # fmt: skip
 
 __all__ = [
@@ -71,6 +79,7 @@ __all__ = [
     "RATING_KINDS",
     "STUDY_MODES",
     "STUDY_STATES",
+    "VERSION_CHANGES",
     "AccountRow",
     "ArenaRequestRow",
     "AssignmentRow",
@@ -82,6 +91,11 @@ __all__ = [
     "ClipRatingRow",
     "ClipRow",
     "ClipScoreRow",
+    "ComparisonClipRow",
+    "ComparisonMetricRow",
+    "ComparisonRow",
+    "ComparisonStudyRow",
+    "ComparisonVersionRow",
     "ConsentRow",
     "ExternalRecordRow",
     "GateDecisionRow",
@@ -106,7 +120,9 @@ __all__ = [
     "SnapshotRow",
     "StudyRow",
     "StudyVersionRow",
+    "TrainRunRewardModelRow",
     "TrainRunRow",
+    "VersionChangeRow",
     "VersionRow",
     "VoteAxisRow",
     "VoteCommentRow",

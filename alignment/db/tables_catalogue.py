@@ -16,7 +16,17 @@ class VersionRow(Base):
     """A policy that can be listened to: a base checkpoint, perhaps with an adapter."""
 
     __tablename__ = "version"
-    __table_args__ = (one_of("status", VersionStatus),)
+    __table_args__ = (
+        one_of("status", VersionStatus),
+        # One champion at a time, whoever writes.
+        sa.Index(
+            "uq_version_champion",
+            "status",
+            unique=True,
+            sqlite_where=sa.text("status = 'champion'"),
+            postgresql_where=sa.text("status = 'champion'"),
+        ),
+    )
     id: Mapped[Id]
     name: Mapped[Name] = mapped_column(unique=True)
     base: Mapped[str]
@@ -25,6 +35,8 @@ class VersionRow(Base):
     adapter_uri: Mapped[str | None]
     parent_id: Mapped[uuid.UUID | None] = refers("version.id")
     train_run_id: Mapped[uuid.UUID | None] = refers("train_run.id")
+    listening_config_id: Mapped[uuid.UUID | None] = refers("generation_config.id")
+    licence: Mapped[str | None]
     commit: Mapped[str | None]
     simulated: Mapped[bool]
     status: Mapped[VersionStatus] = mapped_column(enum_text(VersionStatus))

@@ -151,4 +151,5 @@ class AuditLogRow(Base):
     subject: Mapped[str | None]
     before_sha256: Mapped[Sha256 | None]
     after_sha256: Mapped[Sha256 | None]
+    reason: Mapped[str | None]
     created_at: Mapped[Created]

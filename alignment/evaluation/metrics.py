@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from alignment.errors import ShapeError
-from alignment.evaluation.intervals import Interval, check_bootstrap, label_codes, resample_totals
+from alignment.evaluation.intervals import Interval, check_bootstrap, label_codes, resample_totals, wilson
 
-__all__ = ["Interval", "KlEstimate", "bootstrap_mean", "diversity", "kl_nats_per_clip"]
+__all__ = [
+    "Interval",
+    "KlEstimate",
+    "bootstrap_mean",
+    "bootstrap_share",
+    "diversity",
+    "kl_nats_per_clip",
+    "prompt_diversity",
+]
 
 
 def bootstrap_mean(
@@ -47,11 +55,38 @@ def bootstrap_mean(
     return Interval(mean, mean - half, mean + half, n=values.size, clusters=count, confidence=confidence)
 
 
+def bootstrap_share(
+    values: np.ndarray, clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95, rounds: int = 1000,
+    seed: int = 0,
+) -> Interval:  # fmt: skip
+    """``bootstrap_mean`` of shares, each in [0, 1], with its interval inside [0, 1].
+
+    Where all shares are alike resampling shows no spread; then it is Wilson's interval (1927) with each cluster as one
+    answer, since "none of 16" does not say that there are none. Raises ShapeError for a share outside [0, 1]."""
+    found = bootstrap_mean(values, clusters, confidence=confidence, rounds=rounds, seed=seed)
+    if np.min(values) < 0 or np.max(values) > 1:
+        raise ShapeError(f"shares go from {np.min(values):g} to {np.max(values):g}; they must lie from 0 to 1.")
+    if np.ptp(values) == 0:
+        quantile = float(stats.norm.ppf(0.5 + confidence / 2))
+        low, high = wilson(found.value, found.clusters or found.n, quantile)
+    else:
+        low, high = max(0.0, found.low), min(1.0, found.high)
+    return replace(found, low=low, high=high)
+
+
 def diversity(embeddings: np.ndarray, *, confidence: float = 0.95, rounds: int = 1000, seed: int = 0) -> Interval:
     """Mean pairwise cosine distance, in [0, 2], among the N clips of one prompt; the mean over prompts. n = prompts.
 
+    See ``prompt_diversity``. Prompts are resampled.
+    """
+    return bootstrap_mean(prompt_diversity(embeddings), confidence=confidence, rounds=rounds, seed=seed)
+
+
+def prompt_diversity(embeddings: np.ndarray) -> np.ndarray:
+    """(P,) mean pairwise cosine distance, in [0, 2], among the N clips of each prompt.
+
     embeddings (P, N, D), N >= 2, of any length but zero: CLAP's audio space here. 0 means that a prompt always gets
-    the same clip. Prompts are resampled. Raises ShapeError on other shapes and on zero or non-finite vectors.
+    the same clip. Raises ShapeError on other shapes and on zero or non-finite vectors.
     """
     embeddings = np.asarray(embeddings, dtype=np.float64)
     if embeddings.ndim != 3 or embeddings.shape[1] < 2 or embeddings.shape[0] < 1:
@@ -62,8 +97,7 @@ def diversity(embeddings: np.ndarray, *, confidence: float = 0.95, rounds: int =
     units = embeddings / norms
     clips = units.shape[1]
     # The sum over ordered pairs of unit vectors is |sum|^2 - N: no (N, N) matrix is needed.
-    similarity = ((units.sum(axis=1) ** 2).sum(axis=-1) - clips) / (clips * (clips - 1))  # (P,)
-    return bootstrap_mean(1.0 - similarity, confidence=confidence, rounds=rounds, seed=seed)
+    return 1.0 - ((units.sum(axis=1) ** 2).sum(axis=-1) - clips) / (clips * (clips - 1))  # (P,)
 
 
 @dataclass(frozen=True)

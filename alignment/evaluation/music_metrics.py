@@ -72,6 +72,19 @@ def twins(codes: np.ndarray) -> np.ndarray:
     return out
 
 
+def copies(codes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(B,): 1 where one of ``others`` (M, K, T) is a twin of the clip, codes (B, K, T), else 0.
+
+    A twin is what ``twins`` takes for one; of unequal lengths the shorter counts. Clips without others have none."""
+    codes, others = np.asarray(codes), np.asarray(others)
+    if codes.ndim != 3 or others.ndim != 3 or 0 in codes.shape or 0 in others.shape[1:]:
+        raise DataError(f"Found codes of shapes {codes.shape} and {others.shape}; needs (B, K, T) and (M, K, T).")
+    frames = min(codes.shape[2], others.shape[2])
+    theirs = others[:, 0, :frames]
+    agreement = [(theirs == clip).mean(1).max(initial=0.0) for clip in codes[:, 0, :frames]]
+    return (np.array(agreement) > TWIN_AGREEMENT).astype(float)
+
+
 def _onsets(clip: np.ndarray, sample_rate_hz: int) -> int:
     magnitude = _spectra(clip, sample_rate_hz, WINDOW_SECONDS, HOP_SECONDS)  # (frames, F)
     edges = np.unique(np.geomspace(2, magnitude.shape[1], BANDS + 1).astype(int))

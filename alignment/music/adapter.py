@@ -111,6 +111,11 @@ def load(hf: nn.Module, folder: Path, *, base_sha256: str) -> PeftModel:
     return _settle(model)
 
 
+def check(folder: Path, *, base_sha256: str) -> None:
+    """Returns when the folder holds a whole, finite adapter for this base. Raises ModelError otherwise."""
+    _read(folder, base_sha256)
+
+
 def base_tensors(hf: nn.Module) -> dict[str, Tensor]:
     """The base's state by its plain names, as if no adapter were there."""
     state = hf.state_dict()
@@ -196,6 +201,12 @@ def _read(folder: Path, base_sha256: str) -> tuple[dict[str, Any], dict[str, Ten
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{folder}: {WEIGHTS} is damaged ({_line(error)}); fetch or save it again.") from None
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(
+                f"{folder}: {name} holds numbers that are not finite, so the training went wrong; train again with a "
+                "lower learning rate."
+            )
     return config, weights
 
 
