@@ -16,6 +16,7 @@ import pytest
 from alignment import versions
 from alignment.circle import nightly_contest, nightly_decision, nightly_train
 from alignment.circle.nightly import NIGHTLY
+from alignment.circle.score_study import score_study
 from alignment.circle.trust import Trust
 from alignment.db.gates import list_decisions, record_decision
 from alignment.db.new_votes import count_new_votes
@@ -145,7 +146,17 @@ def test_training_is_a_command_that_goes_on_and_names_no_database(night) -> None
     assert command.argv[command.argv.index("--job") + 1] == "job-1"
     assert not any("attune.db" in part for part in command.argv)  # it may hold a password
     assert command.environment["ATTUNE_DATABASE"].endswith("attune.db")
-    assert Path(command.argv[5]).read_text(encoding="utf-8").count("method: dpo") == 1
+    assert command.argv[5].endswith("jobs/job-1/align.yaml")
+    stages = (night[0].home / "jobs" / "job-1" / "align.yaml").read_text(encoding="utf-8")
+    assert stages.count("method: dpo") == 1
+
+
+def test_a_night_that_begins_anew_counts_the_same_votes_and_opens_no_second_study(again: Drive) -> None:
+    found, rows = again.results, tables(again.home, ROWS)
+    again.results = {name: value for name, value in found.items() if name != "votes"}
+    assert again.step("votes") == found["votes"]  # its own snapshot is none that came before
+    again.results = found
+    assert again.step("study") == found["study"] and tables(again.home, ROWS) == rows
 
 
 def test_the_contest_is_blind_and_its_prompts_train_nothing(night) -> None:
@@ -208,6 +219,8 @@ def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> 
     before.results["votes"] = before.results["votes"] | {"champion": "other"}
     before.run(until="decide")
     assert before.results["study"]["pairs"] == {"other": 8, "tiny-base": 8}
+    # The night's own measurement was of the champion before; the reward beside this one's is asked for here.
+    score_study(workspace(before.home), f"{NAME}-reward", STUDY)
     say(before, NAME)
     before.run()
     evidence = decisions(before)[-1].evidence
