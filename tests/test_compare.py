@@ -370,3 +370,15 @@ def test_where_people_voted_their_votes_stand_alone(made, found, monkeypatch) ->
     assert asked("programs", "people") == ([("v1 vs base", 1.0, 4)], False)
     assert asked("programs", "waiting") == ([("v1 vs base", 0.0, 4)], True)
     assert asked("waiting") == ([], False)
+
+
+def test_versions_sing_as_people_hear_the_first_that_says_how(made, monkeypatch) -> None:
+    ws, _ = made
+    listening = GenerationConfig(temperature=0.9, top_k=20, guidance=3.0, clip_seconds=2.0)
+    plain = ws.version("base")
+    heard = {"v1": plain, "base": replace(plain, listening=listening)}
+    monkeypatch.setattr(Workspace, "version", lambda self, name: heard[name])
+    open_settings = SETTINGS.model_copy(update={"generation": None})
+    assert measure_version.resolved(ws, ["v1", "base"], open_settings).generation.to_domain() == listening
+    assert measure_version.resolved(ws, ["v1"], open_settings).generation.to_domain() == GenerationConfig()
+    assert measure_version.resolved(ws, ["base"], SETTINGS).generation.clip_seconds == SECONDS

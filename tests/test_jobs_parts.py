@@ -287,3 +287,18 @@ def test_submitit_runs_a_command_elsewhere_and_finds_it_again(tmp_path: Path, mo
     monkeypatch.setenv("ATTUNE_RUNNER", "pbs")
     with pytest.raises(ConfigError, match="ATTUNE_RUNNER is 'pbs'; write local, slurm or submitit-local"):
         slurm.run_elsewhere(asked, job_id="j", tell=silent)
+
+
+def test_nothing_but_the_engine_knows_dbos_and_a_web_page_loads_neither_it_nor_torch(place: Place) -> None:
+    root = Path(__file__).resolve().parent.parent
+    named = [path.name for folder in ("alignment", "rating_app") for path in (root / folder).rglob("*.py")
+             if "import dbos" in path.read_text() or "from dbos" in path.read_text()]  # fmt: skip
+    assert named == ["engine.py"]
+    code = (
+        "import sys\nfrom alignment.config import Settings\nfrom alignment.jobs import status\n"
+        f"s = Settings.from_environment(database={place.settings.database_url!r})\n"
+        "job = status.submit(s, 'fake', {'votes': 1}); status.list_jobs(s); status.cancel(s, job)\n"
+        "print(sorted({'torch', 'dbos', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

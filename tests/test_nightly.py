@@ -16,6 +16,7 @@ import pytest
 from alignment import versions
 from alignment.circle import nightly_contest, nightly_decision, nightly_train
 from alignment.circle.nightly import NIGHTLY
+from alignment.circle.score_study import score_study
 from alignment.circle.trust import Trust
 from alignment.db.gates import list_decisions, record_decision
 from alignment.db.new_votes import count_new_votes
@@ -145,7 +146,17 @@ def test_training_is_a_command_that_goes_on_and_names_no_database(night) -> None
     assert command.argv[command.argv.index("--job") + 1] == "job-1"
     assert not any("attune.db" in part for part in command.argv)  # it may hold a password
     assert command.environment["ATTUNE_DATABASE"].endswith("attune.db")
-    assert Path(command.argv[5]).read_text(encoding="utf-8").count("method: dpo") == 1
+    assert command.argv[5].endswith("jobs/job-1/align.yaml")
+    stages = (night[0].home / "jobs" / "job-1" / "align.yaml").read_text(encoding="utf-8")
+    assert stages.count("method: dpo") == 1
+
+
+def test_a_night_that_begins_anew_counts_the_same_votes_and_opens_no_second_study(again: Drive) -> None:
+    found, rows = again.results, tables(again.home, ROWS)
+    again.results = {name: value for name, value in found.items() if name != "votes"}
+    assert again.step("votes") == found["votes"]  # its own snapshot is none that came before
+    again.results = found
+    assert again.step("study") == found["study"] and tables(again.home, ROWS) == rows
 
 
 def test_the_contest_is_blind_and_its_prompts_train_nothing(night) -> None:
@@ -208,6 +219,8 @@ def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> 
     before.results["votes"] = before.results["votes"] | {"champion": "other"}
     before.run(until="decide")
     assert before.results["study"]["pairs"] == {"other": 8, "tiny-base": 8}
+    # The night's own measurement was of the champion before; the reward beside this one's is asked for here.
+    score_study(workspace(before.home), f"{NAME}-reward", STUDY)
     say(before, NAME)
     before.run()
     evidence = decisions(before)[-1].evidence
@@ -320,7 +333,8 @@ def test_a_kill_inside_the_opening_of_a_study_leaves_none_and_spends_no_alpha(
 def test_the_next_night_waits_until_the_candidate_before_it_was_heard(again: Drive) -> None:
     ended = Drive(again.home, PEOPLE, "job-2").run(until="reward").ended
     assert ended == (
-        f"{NAME} is still being heard in study {STUDY}; the next night starts when that is decided."
+        f"{NAME} is still being heard in study {STUDY}; the next night starts when that is decided, "
+        "or the study closed with attune study close."
     )  # fmt: skip
 
 
@@ -417,7 +431,7 @@ def test_a_reward_model_whose_card_is_not_what_the_recipe_wants_trains_nothing(
 def test_a_version_of_the_nights_name_that_another_job_made_is_refused(before: Drive) -> None:
     with workspace(before.home).database.session() as s:
         s.connection().exec_driver_sql(f"UPDATE train_run SET job_id = 'another job' WHERE job_id = 'job-1/{NAME}'")
-    with pytest.raises(DataError, match="was made by job another job, not by job-1"):
+    with pytest.raises(DataError, match="was made by another job, not by job job-1"):
         before.step("candidate")
 
 

@@ -57,6 +57,7 @@ def test_without_a_word_people_vote_and_programs_promote_nothing() -> None:
         ({"listeners": "default"}, "simulated and listeners belong together"),
         ({"gate": {"simulated": True}}, "people's votes alone promote here"),
         ({"contest": {"captions": 9, "prompt_set": "x"}}, "give one of them"),
+        ({"gate": {"axes": ["loudness"]}}, "gate.axes names loudness; known: text_adherence, quality"),
         ({"min_new_votes": 0}, "min_new_votes is 0"),
         ({"min_new_vote": 9}, "did you mean min_new_votes?"),
         ({"contest": {"caption": 9}}, "did you mean captions?"),

@@ -29,6 +29,7 @@ from alignment.evaluation.win_rate import win_rate
 from alignment.simulation.judge import SAMPLE_RATE_HZ, Judge
 from alignment.simulation.listeners import load_listeners
 from alignment.studies import StudyRecipe, create_study_from_recipe
+from alignment.versions.export import provenance
 
 INLINE_BYTES = 24 * 2**20  # of audio inside one page; more lies in files beside it
 
@@ -113,7 +114,7 @@ def simulate_battles(ws: Workspace, name: str, recipe: CompareRecipe, progress: 
             f"{', '.join(map(str, sorted(rates)))} Hz; let people compare them (--battles human) or nobody (none)."
         )
     seed, judge, names = recipe.metrics.seed, Judge(), []
-    digest = canonical_sha256([[one.prompt.sha256 for one in asked], recipe.metrics.generation.model_dump(), seed])
+    digest = canonical_sha256([[one.prompt.sha256 for one in asked], found.settings["generation"], seed])
     for other in others:
         study = (
             f"compare {first} {other}, {len(asked)} prompts {digest[:8]}, {recipe.raters} of {recipe.population}, "
@@ -237,6 +238,6 @@ def tagged(flac: bytes, version: str) -> bytes:
     samples, rate = soundfile.read(io.BytesIO(flac), dtype="int16")
     out = io.BytesIO()
     with soundfile.SoundFile(out, "w", rate, 1, "PCM_16", format="FLAC") as file:
-        file.comment = f"AI-generated, version {version}"
+        file.comment = provenance(version)
         file.write(samples)
     return out.getvalue()

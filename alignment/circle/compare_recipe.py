@@ -14,7 +14,9 @@ VERSION = "version:"  # begins a reference that is a version's clips
 class MetricSettings(Recipe):
     """How versions are measured; all of them alike."""
 
-    generation: GenerationSettings = GenerationSettings()
+    generation: GenerationSettings | None = Field(
+        None, description="how all sing; null: as people hear the first version that has a listening config"
+    )
     clips_per_prompt: int = Field(2, ge=2, le=32, description="of each version, with the same seeds for all")
     reference: str = Field(
         "base",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from alignment.circle import learn
 from alignment.circle.compare_recipe import MetricSettings
 from alignment.circle.generate import Clips, generate_clips
 from alignment.circle.measure import logprobs_with_base
-from alignment.circle.references import describe_reference, load_reference, training_clips
+from alignment.circle.references import describe_reference, load_reference, sampling, training_clips
 from alignment.circle.workspace import Progress, Workspace, current_commit, no_progress
+from alignment.config import GenerationSettings
 from alignment.db import comparisons, figures, runs
 from alignment.db.base import utcnow
 from alignment.db.comparisons import Comparison, Difference, Measured, NewComparison
@@ -42,16 +43,27 @@ class Found:
     sets: dict[Key, SetFigure] = field(default_factory=dict)
 
 
+def resolved(ws: Workspace, names: Sequence[str], settings: MetricSettings) -> MetricSettings:
+    """The settings with the way of singing filled in: the listening config of the first version that has one, under
+    which win rates are reported too, else the defaults. Raises NotFoundError for an unknown version."""
+    if settings.generation is not None:
+        return settings
+    heard = [version.listening for version in map(ws.version, names) if version.listening is not None]
+    generation = GenerationSettings(**asdict(heard[0])) if heard else GenerationSettings()
+    return settings.model_copy(update={"generation": generation})
+
+
 def sing_all(
     ws: Workspace, names: Sequence[str], prompts: Sequence[Prompt], settings: MetricSettings,
     progress: Progress = no_progress,
 ) -> dict[str, Clips]:  # fmt: skip
     """Each version's clips by prompt, all with the same settings and seeds; what is there is not sung again."""
+    generation = sampling(resolved(ws, names, settings))
     out: dict[str, Clips] = {}
     each = len(prompts) * settings.clips_per_prompt
     for number, name in enumerate(names):
         out[name] = generate_clips(
-            ws, name, prompts, settings.generation.to_domain(), per_prompt=settings.clips_per_prompt,
+            ws, name, prompts, generation, per_prompt=settings.clips_per_prompt,
             seed=settings.seed, progress=lambda done, _, n=number: progress(n * each + done, len(names) * each),
         )  # fmt: skip
     return out
@@ -75,7 +87,7 @@ def measure_versions(
             known = comparisons.find_comparison(s, job_id=job_id)
         if known is not None:
             return known
-    versions = [ws.version(one) for one in names]
+    versions, settings = [ws.version(one) for one in names], resolved(ws, names, settings)
     asked = _asked(ws, versions, prompts, settings)
     digest = canonical_sha256(asked.content)
     name = name or _name(names, digest)

@@ -29,10 +29,22 @@ def compare(
         typer.Option(help="All recorded prompts of a split.", show_default=False),
     ] = None,
     clips: Annotated[int, typer.Option(min=2, max=32, help="Clips of each prompt and version.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0.5, max=30, help="Length of a clip.")] = 5.0,
-    temperature: Annotated[float, typer.Option(min=0.01, max=5)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all.")] = 0,
-    guidance: Annotated[float, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none.")] = 1.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.5,
+            max=30,
+            help="Length of a clip; default, as of the next three, as people hear the first version.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.01, max=5, show_default=False)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all.", show_default=False)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none.", show_default=False)
+    ] = None,
     reference: Annotated[
         str, typer.Option(help="Of FAD and kernel distance: base, version:NAME, a folder of audio, or none.")
     ] = "base",
@@ -60,6 +72,7 @@ def compare(
     from alignment.circle.compare import compare as run
     from alignment.circle.compare import write_comparison
     from alignment.circle.compare_recipe import CompareRecipe
+    from alignment.circle.measure_version import resolved
     from alignment.config import parse_recipe
 
     given = bool(prompt or prompt_set or split)
@@ -70,14 +83,17 @@ def compare(
             "captions": prompts if prompts is not None else 0 if given else 60,
             "battles": battles, "votes": votes, "raters": raters, "population": population,
             "metrics": {
-                "generation": {"temperature": temperature, "top_k": top_k, "guidance": guidance,
-                               "clip_seconds": seconds},
                 "clips_per_prompt": clips, "reference": reference, "reward_models": reward, "clap": clap, "seed": seed,
             },
         },
         CompareRecipe, origin="compare",
     )  # fmt: skip
     ws = open_workspace(home, database)
+    sampled = {"temperature": temperature, "top_k": top_k, "guidance": guidance, "clip_seconds": seconds}
+    if asked := {name: value for name, value in sampled.items() if value is not None}:
+        metrics = resolved(ws, recipe.versions, recipe.metrics)
+        metrics = metrics.model_copy(update={"generation": metrics.generation.model_copy(update=asked)})
+        recipe = recipe.model_copy(update={"metrics": metrics})
     result = run(ws, recipe, bar=bar)
     path = str(write_comparison(ws, result.comparison.name, report)) if report else None
     emit(_value(result, path), _told(result, path), as_json)

@@ -18,7 +18,7 @@ from alignment.db.tables_jobs import OPEN_STATES, jobs_url
 from alignment.errors import AttuneError, ConfigError, DatabaseError
 from alignment.jobs import schedules
 from alignment.jobs.course import Record, code_of, run_course, shape_of
-from alignment.jobs.hand import Hand, Stopped
+from alignment.jobs.hand import Hand, Stopped, insist
 from alignment.jobs.kinds import KINDS
 from alignment.jobs.parts import JobKind
 from alignment.jobs.slots import locked
@@ -44,7 +44,7 @@ def worker_name(name: str | None) -> str:
 class Worker:
     """Runs jobs in this process. ``start``, then ``wait``; ``stop`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, *, log: Log, name: str | None = None, at_once: int = 8) -> None:
+    def __init__(self, settings: Settings, *, log: Log, name: str | None = None, at_once: int = 16) -> None:
         self.settings, self.log, self.at_once = settings, log, at_once
         self.name = worker_name(name)
         self.ledger = ledger_of(settings)
@@ -104,7 +104,8 @@ class Worker:
         """Whether nothing is in hand and nothing this worker may take waits."""
         with self.ledger.session(write=False) as s:
             waiting = queries.list_jobs(s, limit=None, states=OPEN_STATES)
-        return not self._hands and all(job.id in self._refused for job in waiting)
+        mine = [job for job in waiting if job.state == "queued" or job.executor == self.name]
+        return not self._hands and all(job.id in self._refused for job in mine)
 
     def _run(self, job_id: str, workflow: str, record: Record) -> str:
         """The course of one job, from its beginning or again after a crash; in a thread of the engine."""
@@ -119,8 +120,7 @@ class Worker:
             return state
         except Stopped as stopped:
             if str(stopped) == "cancelled" and hand is not None:
-                with self.ledger.session() as s:
-                    queries.end_job(s, job_id, "cancelled", None, workflow=workflow)
+                self._insist(lambda s: queries.end_job(s, job_id, "cancelled", None, workflow=workflow))
             self.log(str(stopped), job=job_id)
             return str(stopped)
         except Exception as error:  # of the engine's own store, mostly: a full disk, say
@@ -128,21 +128,30 @@ class Worker:
             self.log("failed", job=job_id, error=f"{type(error).__name__}: {first}")
             if hand is not None:
                 reason = f"The job's course could not be recorded ({type(error).__name__}: {first}); mend that, resume."
-                hand.insist(lambda s: queries.end_job(s, job_id, "failed", reason, workflow=workflow))
+                self._insist(lambda s: queries.end_job(s, job_id, "failed", reason, workflow=workflow))
             raise
         finally:
             with self._guard:
                 if self._hands.get(job_id) is hand:
                     self._hands.pop(job_id, None)
 
+    def _insist(self, act: Any) -> Any:
+        return insist(self.ledger, act, wait=self._wait, log=self.log)
+
+    def _wait(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            threading.Event().wait()  # nothing more may be recorded: the next worker goes on
+
     def _take(self, job_id: str, workflow: str) -> Hand | None:
-        with self.ledger.session() as s:
+        def take(s: Any) -> tuple[bool, JobRecord]:
             job = queries.get_job(s, job_id)
             taken = queries.move_job(
                 s, job_id, to="running", workflow=workflow, executor=self.name, code=self.code,
                 shape=shape_of(self.kinds[job.kind]), started=job.started or queries.utcnow(), reason=None,
             )  # fmt: skip
-            job = queries.get_job(s, job_id)
+            return taken, queries.get_job(s, job_id)
+
+        taken, job = self._insist(take)
         if not taken:
             return None
         hand = Hand(job, self.settings, self.ledger, self.log)
