@@ -312,6 +312,10 @@ def test_the_command_names_figures_contests_and_page(made, home: Path, tmp_path:
     assert (tmp_path / "page.html").exists()
     said = attune(capsys, *arguments, "--battles", "none")
     assert "CLAP score" in said.out and "±" not in said.out and re.search(r"v1 vs base: \d", said.out)
+    shown = attune(capsys, "compare", "--recorded", done.json["comparison"], "--home", home, "--json")
+    assert shown.json | {"report": None} == done.json | {"report": None}
+    both = attune(capsys, "compare", "v1", "--recorded", "x", "--home", home)
+    assert both.code == 1 and "not both" in both.err
     refused = attune(capsys, "compare", "v1", "nobody", "--home", home)
     assert refused.code == 1 and "No version is called nobody" in refused.err and "Traceback" not in refused.err
 
