@@ -24,6 +24,7 @@ from alignment.circle.compare_recipe import CompareRecipe, MetricSettings
 from alignment.circle.generate import generate_clips
 from alignment.circle.measure_version import measure_versions
 from alignment.circle.workspace import Workspace, no_progress
+from alignment.config import GenerationSettings
 from alignment.db import comparisons, figures, gates, runs
 from alignment.db.tables import ComparisonRow, MetricResultRow
 from alignment.domain import GenerationConfig, Prompt, RaterKind
@@ -382,7 +383,13 @@ def test_versions_sing_as_people_hear_the_first_that_says_how(made, monkeypatch)
     plain = ws.version("base")
     heard = {"v1": plain, "base": replace(plain, listening=listening)}
     monkeypatch.setattr(Workspace, "version", lambda self, name: heard[name])
-    open_settings = SETTINGS.model_copy(update={"generation": None})
-    assert measure_version.resolved(ws, ["v1", "base"], open_settings).generation.to_domain() == listening
-    assert measure_version.resolved(ws, ["v1"], open_settings).generation.to_domain() == GenerationConfig()
-    assert measure_version.resolved(ws, ["base"], SETTINGS).generation.clip_seconds == SECONDS
+    left_open = MetricSettings()
+
+    def sung(settings: MetricSettings, *names: str) -> GenerationConfig:
+        return measure_version.sampling(measure_version.resolved(ws, names, settings))
+
+    assert sung(left_open, "v1", "base") == listening and sung(left_open, "v1") == GenerationConfig()
+    assert sung(SETTINGS, "base") == replace(listening, clip_seconds=SECONDS)
+    whole = MetricSettings(generation=GenerationSettings(top_k=7))
+    copied = left_open.model_copy(update={"generation": GenerationSettings(top_k=7)})
+    assert sung(whole, "base") == sung(copied, "base") == GenerationConfig(top_k=7)

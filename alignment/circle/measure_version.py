@@ -10,16 +10,15 @@ import numpy as np
 
 from alignment.circle import learn
 from alignment.circle.compare_figures import Found, Key, figures_of, in_order
-from alignment.circle.compare_recipe import MetricSettings
+from alignment.circle.compare_recipe import MetricSettings, Sampling
 from alignment.circle.generate import Clips, generate_clips
 from alignment.circle.measure import logprobs_with_base
 from alignment.circle.references import describe_reference, load_reference, sampling, training_clips
 from alignment.circle.workspace import Progress, Workspace, current_commit, no_progress
-from alignment.config import GenerationSettings
 from alignment.db import comparisons, figures, runs
 from alignment.db.base import utcnow
 from alignment.db.comparisons import Comparison, NewComparison
-from alignment.domain import Clip, ClipRef, Prompt, Version, canonical_sha256
+from alignment.domain import Clip, ClipRef, GenerationConfig, Prompt, Version, canonical_sha256
 from alignment.errors import DataError
 from alignment.evaluation.fidelity import frechet_figure, kernel_distance, nearest_other
 from alignment.evaluation.metrics import prompt_diversity
@@ -32,13 +31,12 @@ AT_ONCE = 64  # clips decoded from the store together
 
 
 def resolved(ws: Workspace, names: Sequence[str], settings: MetricSettings) -> MetricSettings:
-    """The settings with the way of singing filled in: the listening config of the first version that has one, under
-    which win rates are reported too, else the defaults. Raises NotFoundError for an unknown version."""
-    if settings.generation is not None:
-        return settings
+    """The settings with the way of singing filled in: what they leave open is as in the listening config of the first
+    version that has one, under which win rates are reported too, else the default. Raises NotFoundError for an unknown
+    version."""
     heard = [version.listening for version in map(ws.version, names) if version.listening is not None]
-    generation = GenerationSettings(**asdict(heard[0])) if heard else GenerationSettings()
-    return settings.model_copy(update={"generation": generation})
+    whole = sampling(settings, heard[0] if heard else GenerationConfig())
+    return settings.model_copy(update={"generation": Sampling(**asdict(whole))})
 
 
 def sing_all(

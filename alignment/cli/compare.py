@@ -76,7 +76,6 @@ def compare(
     """Let versions sing the same prompts, measure them, and let SIMULATED listeners or people compare them blind."""
     from alignment.circle import compare as stages
     from alignment.circle.compare_recipe import CompareRecipe
-    from alignment.circle.measure_version import resolved
     from alignment.config import parse_recipe
     from alignment.errors import DataError
 
@@ -94,17 +93,14 @@ def compare(
             "captions": prompts if prompts is not None else 0 if given else 60,
             "battles": battles, "votes": votes, "raters": raters, "population": population,
             "metrics": {
+                "generation": {"temperature": temperature, "top_k": top_k, "guidance": guidance,
+                               "clip_seconds": seconds},
                 "clips_per_prompt": clips, "reference": reference, "reward_models": reward, "clap": clap, "seed": seed,
             },
         },
         CompareRecipe, origin="compare",
     )  # fmt: skip
     ws = open_workspace(home, database)
-    sampled = {"temperature": temperature, "top_k": top_k, "guidance": guidance, "clip_seconds": seconds}
-    if asked := {name: value for name, value in sampled.items() if value is not None}:
-        metrics = resolved(ws, recipe.versions, recipe.metrics)
-        metrics = metrics.model_copy(update={"generation": metrics.generation.model_copy(update=asked)})
-        recipe = recipe.model_copy(update={"metrics": metrics})
     _show(stages.compare(ws, recipe, bar=bar), ws, report, as_json)
 
 
