@@ -138,7 +138,7 @@ def test_an_organiser_looks_at_everything_and_changes_nothing(bench):
 def test_every_answer_carries_the_policy_and_no_page_needs_more_than_it_allows(bench):
     client = bench.site.client()
     pages = [address for method, address in _addresses(bench) if method == "GET"]
-    listen = "/admin/compare/listen?version=musicgen-small&version=dpo-8"
+    listen = "/admin/compare/listen?version=musicgen-small&version=expert-2"
     for address in [*pages, listen, f"/admin/static/{view.static_digest()}/player/abplayer.js"]:
         answer = client.get(address)
         assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY, address
@@ -545,7 +545,7 @@ def test_a_slice_counts_only_its_votes_and_says_how_to_record_it(bench):
     command = "attune leaderboard --study &#39;Autumn listening&#39; --since 2020-01-01 --until 2100-01-01"
     assert command in page
     empty = _text(client.get("/admin/leaderboard?until=2001-01-01").text)
-    assert "No vote counts here yet" in empty
+    assert "No vote between two versions counts here yet" in empty
     none = _text(client.get("/admin/leaderboard?listeners=simulated").text)
     assert (
         "hold 340 votes of people; the two are never on one leaderboard" in none.replace(" ,", ",")
@@ -578,7 +578,7 @@ def test_a_leaderboard_of_simulated_listeners_is_marked(tmp_path):
     site = admin_site(tmp_path, filled=False)
     fill(site.database, battles=2)
     page = site.client().get("/admin/leaderboard").text
-    assert "No vote counts here yet" in page
+    assert "No vote between two versions counts here yet" in page
     site.database.close()
 
 
@@ -599,7 +599,8 @@ def test_durations_are_written_as_people_say_them(seconds, said):
     [
         (0.31, 0.302, 0.318, "0.310 0.302 to 0.318"),
         (0.0402, 0.0201, 0.0603, "0.040 0.020 to 0.060"),
-        (-23.14, -23.6, -22.7, "−23.1 −23.6 to −22.7"),
+        (-23.14, -23.6, -22.7, "−23.14 −23.60 to −22.70"),
+        (0.3022, -2.8, 3.4, "0.3 −2.8 to 3.4"),
         (1234.5, 1100.0, 1400.0, "1,234 1,100 to 1,400"),
         (0.0, 0.0, 0.0, "0 0 to 0"),
         (0.01234, float("nan"), float("nan"), "0.0123 no interval"),

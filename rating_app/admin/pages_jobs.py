@@ -8,6 +8,7 @@ import yaml
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 
+from alignment.db.comparisons import Comparison, find_comparison
 from alignment.db.people import add_audit
 from alignment.errors import AttuneError
 from alignment.jobs import status
@@ -79,13 +80,14 @@ def job_page(request: Request, visitor: Signed, job_id: str) -> Response:
     text = yaml.safe_dump(dict(job.recipe), sort_keys=False, allow_unicode=True, width=100)
     return page(
         request, "job.html", visitor=visitor, section="jobs", job=job, mark=jobs_told.mark_of([job]), recipe=text,
-        log=log, **_words(),
+        log=log, made=_made(request, job_id), **_words(),
     )  # fmt: skip
 
 
 @router.get("/jobs/job/{job_id}/figures")
 def job_fragment(request: Request, visitor: Signed, job_id: str) -> Response:
-    return page(request, "_job.html", visitor=visitor, job=_job(request, job_id), **_words())
+    job, made = _job(request, job_id), _made(request, job_id)
+    return page(request, "_job.html", visitor=visitor, job=job, made=made, **_words())
 
 
 @router.get("/jobs/job/{job_id}/state")
@@ -120,6 +122,12 @@ def resume(request: Request, visitor: Admin, job_id: str, form: Checked) -> Resp
 
 def _job(request: Request, job_id: str) -> JobView:
     return status.get_job(settings_of(request), job_id)
+
+
+def _made(request: Request, job_id: str) -> Comparison | None:
+    """The comparison that the job made; None when it made none."""
+    with request.app.state.database.session(write=False) as s:
+        return find_comparison(s, job_id=job_id)
 
 
 def _note(request: Request, visitor: Visitor, action: str, subject: str) -> None:
