@@ -493,7 +493,9 @@ def test_an_admin_starts_a_comparison_from_the_form(fresh):
     assert (job.kind, job.asked_by, job.recipe["captions"]) == ("compare", "ada", 12)
     assert job.recipe["metrics"]["generation"]["clip_seconds"] == 2 and job.recipe["metrics"]["reward_models"] is None
     assert job.recipe["split"] is None
-    assert "base · v1" in client.get("/admin/compare").text and ("ada", "job.start", job.id) in _audit(fresh)
+    assert all("base · v1" in client.get(f"/admin/compare{part}").text for part in ("", "/figures"))
+    assert [one["id"] for one in client.get("/admin/compare/state").json()["jobs"]] == [job.id]
+    assert ("ada", "job.start", job.id) in _audit(fresh)
 
 
 def test_faults_of_the_form_are_told_at_their_fields_and_nothing_starts(fresh):
