@@ -141,6 +141,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         yield partial
         partial.chmod(0o755)
+        for file in partial.iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner alone, and an export is for others
         os.replace(partial, folder)  # an empty folder gives way
     except OSError as error:
         raise StoreError(
