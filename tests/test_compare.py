@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from alignment.circle.compare_recipe import CompareRecipe, MetricSettings
 from alignment.circle.generate import generate_clips
 from alignment.circle.measure_version import measure_versions
 from alignment.circle.workspace import Workspace, no_progress
+from alignment.config import GenerationSettings
 from alignment.db import comparisons, figures, gates, runs
 from alignment.db.tables import ComparisonRow, MetricResultRow
 from alignment.domain import GenerationConfig, Prompt, RaterKind
@@ -311,6 +313,10 @@ def test_the_command_names_figures_contests_and_page(made, home: Path, tmp_path:
     assert (tmp_path / "page.html").exists()
     said = attune(capsys, *arguments, "--battles", "none")
     assert "CLAP score" in said.out and "±" not in said.out and re.search(r"v1 vs base: \d", said.out)
+    shown = attune(capsys, "compare", "--recorded", done.json["comparison"], "--home", home, "--json")
+    assert shown.json | {"report": None} == done.json | {"report": None}
+    both = attune(capsys, "compare", "v1", "--recorded", "x", "--home", home)
+    assert both.code == 1 and "not both" in both.err
     refused = attune(capsys, "compare", "v1", "nobody", "--home", home)
     assert refused.code == 1 and "No version is called nobody" in refused.err and "Traceback" not in refused.err
 
@@ -340,3 +346,50 @@ def test_a_name_for_nothing_is_refused_with_the_newest(made, found) -> None:
         made[0].database.session(write=False) as s,
     ):
         comparisons.get_comparison(s, str(uuid.UUID(int=0)))
+
+
+def test_where_people_voted_their_votes_stand_alone(made, found, monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    from alignment.domain import Outcome
+
+    def votes(outcome: Outcome) -> list:
+        side = SimpleNamespace
+        return [
+            SimpleNamespace(
+                left=side(clip_id="1", version="v1"), right=side(clip_id="2", version="base"), outcome=outcome,
+                rater_id=f"r{i % 2}", prompt_id=f"p{i}",
+            )
+            for i in range(4)
+        ]  # fmt: skip
+
+    said = {"programs": votes(Outcome.B), "people": votes(Outcome.A), "waiting": []}
+    kinds = {"programs": RaterKind.SIMULATED, "people": RaterKind.HUMAN, "waiting": RaterKind.HUMAN}
+    monkeypatch.setattr(compare.listen, "votes_of", lambda ws, name: said[name])
+    monkeypatch.setattr(compare.studies, "get_study", lambda s, name: SimpleNamespace(rater_kind=kinds[name]))
+
+    def asked(*names: str):
+        contests, simulated = compare.contests_of(made[0], replace(found, studies=names))
+        return [(c.label, c.rate.value, c.rate.votes) for c in contests], simulated
+
+    assert asked("programs", "people") == ([("v1 vs base", 1.0, 4)], False)
+    assert asked("programs", "waiting") == ([("v1 vs base", 0.0, 4)], True)
+    assert asked("waiting") == ([], False)
+
+
+def test_versions_sing_as_people_hear_the_first_that_says_how(made, monkeypatch) -> None:
+    ws, _ = made
+    listening = GenerationConfig(temperature=0.9, top_k=20, guidance=3.0, clip_seconds=2.0)
+    plain = ws.version("base")
+    heard = {"v1": plain, "base": replace(plain, listening=listening)}
+    monkeypatch.setattr(Workspace, "version", lambda self, name: heard[name])
+    left_open = MetricSettings()
+
+    def sung(settings: MetricSettings, *names: str) -> GenerationConfig:
+        return measure_version.sampling(measure_version.resolved(ws, names, settings))
+
+    assert sung(left_open, "v1", "base") == listening and sung(left_open, "v1") == GenerationConfig()
+    assert sung(SETTINGS, "base") == replace(listening, clip_seconds=SECONDS)
+    whole = MetricSettings(generation=GenerationSettings(top_k=7))
+    copied = left_open.model_copy(update={"generation": GenerationSettings(top_k=7)})
+    assert sung(whole, "base") == sung(copied, "base") == GenerationConfig(top_k=7)

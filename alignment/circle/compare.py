@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from alignment.evaluation.win_rate import win_rate
 from alignment.simulation.judge import SAMPLE_RATE_HZ, Judge
 from alignment.simulation.listeners import load_listeners
 from alignment.studies import StudyRecipe, create_study_from_recipe
+from alignment.versions.export import provenance
 
 INLINE_BYTES = 24 * 2**20  # of audio inside one page; more lies in files beside it
 
@@ -58,14 +59,22 @@ def compare(ws: Workspace, recipe: CompareRecipe, *, bar: StageBar, job_id: str 
             progress=progress,
         )  # fmt: skip
     study = battle(ws, found.name, recipe, bar)
+    return replace(recorded(ws, found.name), study=study)
+
+
+def recorded(ws: Workspace, name: str) -> Result:
+    """A comparison that is on record, with the votes that are in by now. Raises NotFoundError with the newest."""
     with ws.database.session(write=False) as s:
-        found = comparisons.get_comparison(s, found.name)
-    contests, simulated = contests_of(ws, found)
-    return Result(found, contests, simulated, study)
+        found = comparisons.get_comparison(s, name)
+    return Result(found, *contests_of(ws, found))
 
 
 def prompts_of(ws: Workspace, recipe: CompareRecipe) -> list[Prompt]:
-    """The recipe's prompts, recorded. New ones are for comparisons only: nothing is ever trained on them."""
+    """The recipe's prompts, recorded. New ones are for comparisons only: nothing is ever trained on them.
+
+    Raises NotFoundError for an unknown version before anything is recorded."""
+    for version in recipe.versions:
+        ws.version(version)
     known: list[Prompt] = []
     with ws.database.session() as s:
         recorded = {prompt.text: prompt for prompt in prompt_queries.list_prompts(s)} if recipe.prompts else {}
@@ -113,7 +122,7 @@ def simulate_battles(ws: Workspace, name: str, recipe: CompareRecipe, progress: 
             f"{', '.join(map(str, sorted(rates)))} Hz; let people compare them (--battles human) or nobody (none)."
         )
     seed, judge, names = recipe.metrics.seed, Judge(), []
-    digest = canonical_sha256([[one.prompt.sha256 for one in asked], recipe.metrics.generation.model_dump(), seed])
+    digest = canonical_sha256([[one.prompt.sha256 for one in asked], found.settings["generation"], seed])
     for other in others:
         study = (
             f"compare {first} {other}, {len(asked)} prompts {digest[:8]}, {recipe.raters} of {recipe.population}, "
@@ -237,6 +246,6 @@ def tagged(flac: bytes, version: str) -> bytes:
     samples, rate = soundfile.read(io.BytesIO(flac), dtype="int16")
     out = io.BytesIO()
     with soundfile.SoundFile(out, "w", rate, 1, "PCM_16", format="FLAC") as file:
-        file.comment = f"AI-generated, version {version}"
+        file.comment = provenance(version)
         file.write(samples)
     return out.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from alignment.circle.compare_recipe import VERSION, MetricSettings
 from alignment.circle.generate import generate_clips
 from alignment.circle.learn import load_snapshot
 from alignment.circle.workspace import Progress, Workspace
-from alignment.domain import ClipRef, Prompt, Split
+from alignment.domain import ClipRef, GenerationConfig, Prompt, Split
 from alignment.errors import DataError
 from alignment.versions import lineage
 
@@ -62,6 +62,11 @@ def describe_reference(
     return {"kind": "folder", "name": Path(wanted).resolve().name, "clips": len(files), "sha256": digest.hexdigest()}
 
 
+def sampling(settings: MetricSettings, usual: GenerationConfig | None = None) -> GenerationConfig:
+    """How clips are sampled under the settings; what they leave open is as usual."""
+    return replace(usual or GenerationConfig(), **settings.generation.model_dump(exclude_none=True))
+
+
 def audio_files(folder: Path) -> list[Path]:
     """The audio files in a folder and below, sorted. Raises DataError when it is missing or has fewer than two."""
     if not folder.is_dir():
@@ -79,7 +84,7 @@ def load_reference(
     is no audio."""
     if about["kind"] == "version":
         clips = generate_clips(
-            ws, about["name"], prompts, settings.generation.to_domain(), per_prompt=settings.clips_per_prompt,
+            ws, about["name"], prompts, sampling(settings), per_prompt=settings.clips_per_prompt,
             seed=OTHER_SEED + settings.seed, progress=progress,
         )  # fmt: skip
         flat = [(str(prompt.id), clip.audio_sha256) for prompt in prompts for clip in clips[prompt.id]]

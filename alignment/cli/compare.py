@@ -11,10 +11,11 @@ from alignment.cli.common import AsJson, DatabaseUrl, Home, Seed, bar, emit, ope
 
 if TYPE_CHECKING:
     from alignment.circle.compare import Result
+    from alignment.circle.workspace import Workspace
 
 
 def compare(
-    candidate: Annotated[str, typer.Argument(help="The version to test.")],
+    candidate: Annotated[str | None, typer.Argument(help="The version to test.", show_default=False)] = None,
     opponents: Annotated[
         list[str] | None, typer.Argument(help="The versions it meets; default tiny-base.", show_default=False)
     ] = None,
@@ -29,10 +30,22 @@ def compare(
         typer.Option(help="All recorded prompts of a split.", show_default=False),
     ] = None,
     clips: Annotated[int, typer.Option(min=2, max=32, help="Clips of each prompt and version.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0.5, max=30, help="Length of a clip.")] = 5.0,
-    temperature: Annotated[float, typer.Option(min=0.01, max=5)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all.")] = 0,
-    guidance: Annotated[float, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none.")] = 1.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.5,
+            max=30,
+            help="Length of a clip; default, as of the next three, as people hear the first version.",
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.01, max=5, show_default=False)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all.", show_default=False)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none.", show_default=False)
+    ] = None,
     reference: Annotated[
         str, typer.Option(help="Of FAD and kernel distance: base, version:NAME, a folder of audio, or none.")
     ] = "base",
@@ -48,6 +61,10 @@ def compare(
     raters: Annotated[int, typer.Option(min=2)] = 8,
     population: Annotated[str, typer.Option(help="A population of configs/listeners.yaml.")] = "default",
     name: Annotated[str | None, typer.Option(help="Name of the comparison; default made up.")] = None,
+    recorded: Annotated[
+        str | None,
+        typer.Option(help="Show this comparison with the votes it has by now; nothing is sung.", show_default=False),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML page with players here.", show_default=False)
     ] = None,
@@ -57,11 +74,17 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Let versions sing the same prompts, measure them, and let SIMULATED listeners or people compare them blind."""
-    from alignment.circle.compare import compare as run
-    from alignment.circle.compare import write_comparison
+    from alignment.circle import compare as stages
     from alignment.circle.compare_recipe import CompareRecipe
     from alignment.config import parse_recipe
+    from alignment.errors import DataError
 
+    if (candidate is None) == (recorded is None):
+        raise DataError("Name the version to test, or --recorded and a comparison; not both.")
+    if recorded is not None:
+        ws = open_workspace(home, database)
+        _show(stages.recorded(ws, recorded), ws, report, as_json)
+        return
     given = bool(prompt or prompt_set or split)
     recipe = parse_recipe(
         {
@@ -78,7 +101,12 @@ def compare(
         CompareRecipe, origin="compare",
     )  # fmt: skip
     ws = open_workspace(home, database)
-    result = run(ws, recipe, bar=bar)
+    _show(stages.compare(ws, recipe, bar=bar), ws, report, as_json)
+
+
+def _show(result: Result, ws: Workspace, report: Path | None, as_json: bool) -> None:
+    from alignment.circle.compare import write_comparison
+
     path = str(write_comparison(ws, result.comparison.name, report)) if report else None
     emit(_value(result, path), _told(result, path), as_json)
 
@@ -88,7 +116,8 @@ def _value(result: Result, page: str | None) -> dict[str, Any]:
     found, contests = result.comparison, result.contests
     rate = contests[0].rate if contests else None
     return {
-        "comparison": found.name, "candidate": found.versions[0], "opponent": found.versions[1],
+        "comparison": found.name, "candidate": found.versions[0],
+        "opponent": found.versions[1] if found.versions[1:] else None,
         "versions": list(found.versions), "win_rate": rate and rate.value, "win_rate_low": rate and rate.low,
         "win_rate_high": rate and rate.high, "votes": rate.votes if rate else 0,
         "decisive_votes": rate.decisive if rate else 0, "verdict": rate and rate.verdict, "report": page,

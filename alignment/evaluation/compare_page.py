@@ -253,7 +253,9 @@ def _about(found: Comparison) -> str:
         "Reference": "none" if reference is None else f"{reference['clips']} clips of {reference['name']}",
         "Reward models": ", ".join(rewards) or "none",
         "Training clips": f"{about.get('training_clips', 0):,} of {', '.join(about['snapshots']) or 'no votes'}",
-        "Sampling": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in sung.items()),
+        "Sampling": ", ".join(
+            f"{name.replace('_', ' ')} {value:g}" for name, value in sung.items() if value is not None
+        ),
         "Studies": ", ".join(found.studies) or "none",
         "Seed": str(settings.get("seed")),
         "Commit": found.commit or "not a checkout",
