@@ -15,6 +15,31 @@ import alignment.jobs.engine
 import alignment.jobs.worker  # noqa: F401 imported here, so that no child has to
 
 
+def die_at(moment: str) -> None:
+    """Kills this worker before or after the so-manieth call of one of its functions: "after perform 1", say."""
+    from alignment.db import jobs as queries
+    from alignment.jobs import engine
+    from alignment.jobs.hand import Hand
+    from alignment.jobs.worker import Worker
+
+    when, name, number = moment.split()
+    owners = {"perform": Hand, "_take": Worker, "enqueue": engine, "_recorded": engine, "end_step": queries,
+              "end_job": queries}  # fmt: skip
+    plain, calls = getattr(owners[name], name), [0]
+
+    def counted(*args: object, **more: object) -> object:
+        calls[0] += 1
+        now = calls[0] == int(number)
+        if now and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = plain(*args, **more)
+        if now:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    setattr(owners[name], name, counted)
+
+
 def reap(*_: object) -> None:
     """Says how children ended."""
     try:
@@ -38,6 +63,8 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             sys.argv = ["attune", *asked["words"]]
             status = 1
+            if os.environ.get("DIE_AT"):
+                die_at(os.environ["DIE_AT"])
             try:
                 alignment.cli.main()
             except SystemExit as end:

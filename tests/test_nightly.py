@@ -20,6 +20,7 @@ from alignment.circle.trust import Trust
 from alignment.db.gates import list_decisions, record_decision
 from alignment.db.new_votes import count_new_votes
 from alignment.db.studies import get_study
+from alignment.domain import Outcome
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.evaluation import reward_card_page
 from alignment.evaluation.intervals import Interval
@@ -193,6 +194,28 @@ def test_people_who_like_the_champion_keep_it(again: Drive) -> None:
     assert "It lost" in again.said["promote"] and "is rejected" in again.results["report"]["said"]
 
 
+def test_votes_that_run_out_without_a_winner_reject_the_candidate(again: Drive) -> None:
+    vote(workspace(again.home), STUDY, lambda *_: Outcome.TIE, raters=2)
+    again.run()
+    # Eight pairs settle eight bets at the most, however many more votes the recipe would take.
+    assert again.results["decide"]["outcome"] == "rejected"
+    assert "It did not win in the 10 votes it had: win rate 50.0%" in again.results["decide"]["said"]
+
+
+def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> None:
+    sing_otherwise(before.home, "by hand", "other", seed=2)
+    versions.promote(workspace(before.home).database, "other", actor="x", force=True, reason="the first champion")
+    before.results["votes"] = before.results["votes"] | {"champion": "other"}
+    before.run(until="decide")
+    assert before.results["study"]["pairs"] == {"other": 8, "tiny-base": 8}
+    say(before, NAME)
+    before.run()
+    evidence = decisions(before)[-1].evidence
+    assert (evidence["over_champion"]["n"], evidence["over_base"]["n"]) == (8, 8) and champion(before) == NAME
+    page = Path(before.results["report"]["page"]).read_text(encoding="utf-8")
+    assert "over other" in page and "over tiny-base" in page
+
+
 def test_a_study_closed_by_hand_promotes_nothing_and_is_decided_once(again: Drive) -> None:
     say(again, NAME, votes=2)
     set_study_state(workspace(again.home).database, STUDY, "closed", actor="an organiser")
@@ -297,7 +320,8 @@ def test_a_kill_inside_the_opening_of_a_study_leaves_none_and_spends_no_alpha(
 def test_the_next_night_waits_until_the_candidate_before_it_was_heard(again: Drive) -> None:
     ended = Drive(again.home, PEOPLE, "job-2").run(until="reward").ended
     assert ended == (
-        f"{NAME} is still being heard in study {STUDY}; the next night starts when that is decided."
+        f"{NAME} is still being heard in study {STUDY}; the next night starts when that is decided, "
+        "or the study closed with attune study close."
     )  # fmt: skip
 
 
@@ -394,7 +418,7 @@ def test_a_reward_model_whose_card_is_not_what_the_recipe_wants_trains_nothing(
 def test_a_version_of_the_nights_name_that_another_job_made_is_refused(before: Drive) -> None:
     with workspace(before.home).database.session() as s:
         s.connection().exec_driver_sql(f"UPDATE train_run SET job_id = 'another job' WHERE job_id = 'job-1/{NAME}'")
-    with pytest.raises(DataError, match="was made by job another job, not by job-1"):
+    with pytest.raises(DataError, match="was made by another job, not by job job-1"):
         before.step("candidate")
 
 

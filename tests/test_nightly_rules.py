@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import threading
+import uuid
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from alignment.circle.checks import automatic_checks, failures
 from alignment.circle.nightly import NIGHTLY
+from alignment.circle.nightly_contest import one_at_a_time
 from alignment.circle.nightly_recipe import NightlyRecipe
 from alignment.config import REPOSITORY, load_recipe, parse_recipe
+from alignment.db.engine import Database, open_database
+from alignment.db.migrate import upgrade
+from alignment.db.new_votes import count_new_votes
+from alignment.db.tables import VoteTable
+from alignment.db.votes import counted_votes
+from alignment.domain import Outcome, VoteDraft
 from alignment.errors import ConfigError
 from alignment.evaluation.gate import GateRecipe
 from alignment.jobs.kinds import KINDS
+from alignment.votes import VoteService
+from alignment.withdrawal import withdraw
+from tests.database_support import any_database, any_url, postgres_server, postgres_url, sqlite_url  # noqa: F401
 from tests.nightly_support import PROGRAMS, Drive, changed, tables, workspace
+from tests.study_support import SECRET, voted_study
 
 
 def parsed(**values: object) -> NightlyRecipe:
@@ -42,6 +57,7 @@ def test_without_a_word_people_vote_and_programs_promote_nothing() -> None:
         ({"listeners": "default"}, "simulated and listeners belong together"),
         ({"gate": {"simulated": True}}, "people's votes alone promote here"),
         ({"contest": {"captions": 9, "prompt_set": "x"}}, "give one of them"),
+        ({"gate": {"axes": ["loudness"]}}, "gate.axes names loudness; known: text_adherence, quality"),
         ({"min_new_votes": 0}, "min_new_votes is 0"),
         ({"min_new_vote": 9}, "did you mean min_new_votes?"),
         ({"contest": {"caption": 9}}, "did you mean captions?"),
@@ -81,8 +97,6 @@ def test_a_figure_out_of_bounds_missing_or_no_number_fails_the_automatic_checks(
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Drive:
     """A home without anything, in which simulated listeners voted until a snapshot could be taken."""
-    from alignment.db.migrate import upgrade
-
     home = tmp_path_factory.mktemp("programs")
     upgrade(f"sqlite:///{home / 'attune.db'}")
     return Drive(home, changed(PROGRAMS, min_new_votes=20)).run(until="reward", times=2)
@@ -102,3 +116,43 @@ def test_a_second_night_sings_other_prompts_with_other_random_numbers(programs: 
     with workspace(Path(programs.home)).database.session(write=False) as s:
         seeds = s.connection().exec_driver_sql("SELECT count(DISTINCT seed) FROM clip").scalar_one()
     assert seeds == 32
+
+
+def test_only_votes_that_may_train_count_as_new_and_a_correction_counts_again(any_database: Database) -> None:  # noqa: F811
+    outcomes = {0: Outcome.A, 1: Outcome.SKIP, 2: Outcome.TIE}
+    filled, raters = voted_study(any_database, battles=3, say=lambda _, number: outcomes[number])
+    withdraw(any_database, raters[2], "rater")
+
+    def count(**after: object) -> int:
+        with any_database.session(write=False) as s:
+            return count_new_votes(s, [filled.study_id], **after)
+
+    assert count() == 3  # three votes of the first rater; skips and a withdrawn rater's votes train nothing
+    with any_database.session(write=False) as s:
+        votes = counted_votes(s, study_ids=[filled.study_id])
+        assignment = s.execute(sa.select(VoteTable.assignment_id, VoteTable.session_id).limit(1)).one()
+    newest = max(uuid.UUID(vote.vote_id) for vote in votes)
+    assert count(after=newest) == 0
+    draft = VoteDraft(assignment.assignment_id, "corrected", Outcome.B, heard_left_seconds=3, heard_right_seconds=3)
+    VoteService(any_database, secret=SECRET, listening_slack_seconds=math.inf).record_vote(assignment.session_id, draft)
+    assert count() == 3 and count(after=newest) == 1
+
+
+def test_two_workers_on_postgresql_open_studies_one_after_the_other(postgres_url: str) -> None:  # noqa: F811
+    upgrade(postgres_url)
+    database, order = open_database(postgres_url), []
+
+    def second() -> None:
+        with database.session() as s:
+            one_at_a_time(s)
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    with database.session() as s:
+        one_at_a_time(s)
+        other.start()
+        other.join(0.3)
+        order.append("first")
+    other.join(10)
+    database.close()
+    assert order == ["first", "second"]

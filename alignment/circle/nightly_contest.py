@@ -145,7 +145,7 @@ def open_study(night: Night) -> Mapping[str, Any] | Skip | Wait:
     first = {name: {p.id: clips[p.id][0] for p in prompts} for name, clips in sung.items()}
     base, wants_base = night.recipe.base, night.recipe.gate.base_margin is not None
     with night.ws.database.session() as s:
-        _one_at_a_time(s)
+        one_at_a_time(s)
         mine = opening_of(s, night)
         if mine is None:
             if (other := open_contest(s, besides=night.job_id)) is not None:
@@ -197,7 +197,7 @@ def opening_of(s: Any, night: Night) -> RecordedDecision | None:
     return None
 
 
-def _one_at_a_time(s: Any) -> None:
+def one_at_a_time(s: Any) -> None:
     """Two nights that open a study at the same moment do it one after the other; on SQLite a write always does."""
     if s.get_bind().dialect.name == "postgresql":
         s.execute(sa.text("LOCK TABLE gate_decision IN SHARE ROW EXCLUSIVE MODE"))

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from alignment.circle.compare_recipe import MetricSettings
 from alignment.config import AlignRecipe, GenerationSettings, Recipe, RewardSettings, StageSettings
+from alignment.domain import Axis
 from alignment.evaluation.gate import GateRecipe
 from alignment.studies import Onboarding, Pacing
 
@@ -80,6 +81,8 @@ class NightlyRecipe(Recipe):
             )
         if self.gate.simulated and not self.simulated:
             raise ValueError("gate.simulated is true and simulated is not; people's votes alone promote here")
+        if unknown := set(self.gate.axes) - {axis.value for axis in Axis}:
+            raise ValueError(f"gate.axes names {', '.join(sorted(unknown))}; known: {', '.join(Axis)}")
         if self.contest.prompt_set is not None and self.contest.captions:
             raise ValueError("contest names a prompt_set and asks for captions; give one of them")
         return self

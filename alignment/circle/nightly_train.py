@@ -98,8 +98,11 @@ def candidate(night: Night) -> Mapping[str, Any]:
         raise TrainingError(f"The training ended without a version {night.name}; its log says why.") from None
     with night.ws.database.session(write=False) as s:
         run = runs.get_train_run(s, version.train_run_id)
-    if run.job_id is not None and not run.job_id.startswith(night.job_id):
-        raise DataError(f"Version {night.name} was made by job {run.job_id}, not by {night.job_id}; rename the recipe.")
+    if run.job_id != f"{night.job_id}/{night.name}":
+        raise DataError(
+            f"Version {night.name} was made by {run.job_id or 'hand'}, not by job {night.job_id}; give the recipe "
+            "another name."
+        )
     night.ws.policy(version)  # its base is the registered one
     files = sorted(Path(night.ws.store.path_of(version.adapter_uri)).glob("*.safetensors"))
     broken = [name for file in files for name, value in load_file(file).items() if not np.isfinite(value).all()]

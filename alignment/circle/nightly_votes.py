@@ -55,7 +55,7 @@ def count(night: Night) -> Mapping[str, Any] | Finish:
     if (other := night.open_contest()) is not None:
         return Finish(
             f"{other.candidate} is still being heard in study {other.evidence['study']}; the next night starts when "
-            "that is decided."
+            "that is decided, or the study closed with attune study close."
         )
     new, since, names = _counted(night)
     if new < night.recipe.min_new_votes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,12 +50,13 @@ def open_workspace(home: Path | None, database: str | None) -> Workspace:
 
 @contextmanager
 def bar(name: str) -> Iterator[Progress]:
-    """A progress bar with the seconds taken, on stderr; one plain line when stderr is no terminal."""
+    """A progress bar with the seconds taken, on stderr; one plain line when stderr is no terminal, and lines of JSON
+    on the way where ATTUNE_PROGRESS=json asks for them (a job does)."""
     import time
 
     began = time.monotonic()
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield _json_progress(name) if os.environ.get("ATTUNE_PROGRESS") == "json" else lambda done, total: None
         print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
         return
     from rich.console import Console
@@ -67,6 +69,20 @@ def bar(name: str) -> Iterator[Progress]:
         yield lambda done, total: shown.update(task, completed=done, total=total)
         end = shown.tasks[0].total or 1
         shown.update(task, completed=end, total=end)
+
+
+def _json_progress(name: str) -> Progress:
+    import time
+
+    last = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5 or done == total:
+            last = time.monotonic()
+            print(json.dumps({"progress": name, "done": done, "total": total}), file=sys.stderr, flush=True)
+
+    return told
 
 
 def emit(value: dict[str, Any] | list[Any], text: str, as_json: bool) -> None:

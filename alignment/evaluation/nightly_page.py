@@ -20,7 +20,7 @@ from alignment.evaluation.win_rate import WinRate
 from alignment.evaluation.writing import write_page
 
 CHIPS = {"promoted": "Promoted", "rejected": "Rejected", "undecided": "Undecided", "ended": "Ended early"}
-STATES = {"pass": ("Passed", "gain"), "fail": ("Failed", "no-gain"), "open": ("Open", "no-gain")}
+STATES = {"pass": ("Passed", "gain"), "fail": ("Failed", "failed"), "open": ("Open", "no-gain")}
 GLOSSARY = (
     ("Candidate", "the version that this night trained."),
     ("Champion", "the version that is heard now; the base while none was promoted."),
@@ -76,13 +76,13 @@ class NightPage:
 def render_night(night: NightPage) -> str:
     """The page's HTML. Script and style are inlined; a content policy forbids every request."""
     read = {name: (page.TEMPLATES / name).read_text(encoding="utf-8")
-            for name in ("report.html", "report.css", "report.js")}  # fmt: skip
+            for name in ("report.html", "report.css", "nightly.css", "report.js")}  # fmt: skip
     digest = base64.b64encode(hashlib.sha256(read["report.js"].encode()).digest()).decode()
     body = [_head(night), _checks(night), _tests(night), _metrics(night), _reward(night), _lineage(night), _words()]
     return Template(read["report.html"]).substitute(
-        title=escape(night.title), script_hash=f"'sha256-{digest}'", style=read["report.css"], script=read["report.js"],
-        created=escape(night.created_at), banner=page._banner(night), body="\n".join(part for part in body if part),
-        data=page._json_for_html(night.to_json()),
+        title=escape(night.title), script_hash=f"'sha256-{digest}'", style=read["report.css"] + read["nightly.css"],
+        script=read["report.js"], created=escape(night.created_at), banner=page._banner(night),
+        body="\n".join(part for part in body if part), data=page._json_for_html(night.to_json()),
     )  # fmt: skip
 
 
@@ -165,14 +165,15 @@ def _metrics(night: NightPage) -> str:
     if not night.metrics:
         return ""
 
-    def cell(found: Interval | None) -> str:
+    def cell(found: Interval | None, version: str) -> str:
+        column = f'data-column="{escape(version)}"'
         if found is None:
-            return "<td>–</td>"
-        return f"<td>{number(found.value)}<small>{page._range(found, number)} · n = {found.n:,}</small></td>"
+            return f"<td {column}>–</td>"
+        return f"<td {column}>{number(found.value)}<small>{page._range(found, number)} · n = {found.n:,}</small></td>"
 
     rows = "".join(
-        f'<tr><th scope="row">{escape(m.label)}<small>{escape(m.definition)}</small></th>{cell(m.base)}'
-        f"{cell(m.aligned)}</tr>"
+        f'<tr><th scope="row">{escape(m.label)}<small>{escape(m.definition)}</small></th>{cell(m.base, night.champion)}'
+        f"{cell(m.aligned, night.candidate or '')}</tr>"
         for m in night.metrics
     )
     table = _table("Metrics", ("Quantity", night.champion, night.candidate or ""), rows, css="metrics")

@@ -108,14 +108,15 @@ def list_jobs(
         found = jobs.list_jobs(s, limit=limit, kind=kind, states=states, before=before)
         steps = jobs.steps_of(s, [job.id for job in found])
         usual = {kind: jobs.usual_seconds(s, kind) for kind in {job.kind for job in found}}
-    return [_view(job, steps.get(job.id, []), usual[job.kind]) for job in found]
+        alive = _alive(s)
+    return [_view(job, steps.get(job.id, []), usual[job.kind], alive) for job in found]
 
 
 def get_job(settings: Settings, job_id: str) -> JobView:
     """Raises NotFoundError with the newest ids."""
     with ledger_of(settings).session(write=False) as s:
         job = jobs.get_job(s, job_id)
-        return _view(job, jobs.steps_of(s, [job_id]).get(job_id, []), jobs.usual_seconds(s, job.kind))
+        return _view(job, jobs.steps_of(s, [job_id]).get(job_id, []), jobs.usual_seconds(s, job.kind), _alive(s))
 
 
 def log_lines(
@@ -136,7 +137,7 @@ def cancel(settings: Settings, job_id: str, *, asked_by: str | None = None) -> J
         if not job.is_open:
             raise DataError(f"{job_id} is {job.state} already; there is nothing to cancel.")
         jobs.add_line(s, job_id, f"cancel asked for by {asked_by or 'nobody named'}")
-        alive = {worker.name for worker in job_workers.list_workers(s) if worker.alive}
+        alive = _alive(s)
         who = f"Cancelled by {asked_by or 'nobody named'}."
         if job.state == "queued" or job.executor not in alive:
             jobs.end_job(s, job_id, "cancelled", who)
@@ -218,7 +219,11 @@ def _checked(kind: str, recipe: Mapping[str, Any] | Recipe | None) -> dict[str, 
     return recipe.model_dump(mode="json")
 
 
-def _view(job: jobs.JobRecord, steps: list[StepRecord], usual: Mapping[str, float]) -> JobView:
+def _alive(s: Any) -> set[str]:
+    return {worker.name for worker in job_workers.list_workers(s) if worker.alive}
+
+
+def _view(job: jobs.JobRecord, steps: list[StepRecord], usual: Mapping[str, float], alive: set[str]) -> JobView:
     share, eta = _how_far(job, steps, usual)
     shown = [
         StepView(one.name, one.state, one.reason, _seconds(one), one.share, one.text, one.attempts) for one in steps
@@ -226,8 +231,21 @@ def _view(job: jobs.JobRecord, steps: list[StepRecord], usual: Mapping[str, floa
     same = {name: getattr(job, name) for name in JobView.__dataclass_fields__ if hasattr(job, name)}
     return JobView(
         **(same | {"share": share, "eta_seconds": eta, "cancelling": job.cancel_asked is not None and job.is_open,
-                   "steps": shown, "recipe": dict(job.recipe)})
+                   "steps": shown, "recipe": dict(job.recipe), "reason": _reason(job, alive)})
     )  # fmt: skip
+
+
+def _reason(job: jobs.JobRecord, alive: set[str]) -> str | None:
+    if not job.is_open or job.cancel_asked is not None:
+        return job.reason
+    if job.state == "queued" and not alive and job.reason is None:
+        return "No worker runs; start one with `attune jobs work`."
+    if job.state != "queued" and job.executor not in alive:
+        return (
+            f"Its worker {job.executor} gives no sign of life; start it again, or give its jobs away with "
+            f"`attune jobs reassign {job.executor}`."
+        )
+    return job.reason
 
 
 def _seconds(step: StepRecord) -> float | None:

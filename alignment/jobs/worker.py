@@ -44,7 +44,7 @@ def worker_name(name: str | None) -> str:
 class Worker:
     """Runs jobs in this process. ``start``, then ``wait``; ``stop`` may be called from any thread."""
 
-    def __init__(self, settings: Settings, *, log: Log, name: str | None = None, at_once: int = 8) -> None:
+    def __init__(self, settings: Settings, *, log: Log, name: str | None = None, at_once: int = 16) -> None:
         self.settings, self.log, self.at_once = settings, log, at_once
         self.name = worker_name(name)
         self.ledger = ledger_of(settings)
@@ -104,7 +104,8 @@ class Worker:
         """Whether nothing is in hand and nothing this worker may take waits."""
         with self.ledger.session(write=False) as s:
             waiting = queries.list_jobs(s, limit=None, states=OPEN_STATES)
-        return not self._hands and all(job.id in self._refused for job in waiting)
+        mine = [job for job in waiting if job.state == "queued" or job.executor == self.name]
+        return not self._hands and all(job.id in self._refused for job in mine)
 
     def _run(self, job_id: str, workflow: str, record: Record) -> str:
         """The course of one job, from its beginning or again after a crash; in a thread of the engine."""
