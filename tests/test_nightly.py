@@ -16,6 +16,7 @@ import pytest
 from alignment import versions
 from alignment.circle import nightly_contest, nightly_decision, nightly_train
 from alignment.circle.nightly import NIGHTLY
+from alignment.circle.score_study import score_study
 from alignment.circle.trust import Trust
 from alignment.db.gates import list_decisions, record_decision
 from alignment.db.new_votes import count_new_votes
@@ -208,6 +209,8 @@ def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> 
     before.results["votes"] = before.results["votes"] | {"champion": "other"}
     before.run(until="decide")
     assert before.results["study"]["pairs"] == {"other": 8, "tiny-base": 8}
+    # The night's own measurement was of the champion before; the reward beside this one's is asked for here.
+    score_study(workspace(before.home), f"{NAME}-reward", STUDY)
     say(before, NAME)
     before.run()
     evidence = decisions(before)[-1].evidence
