@@ -64,7 +64,7 @@ def fresh(template, tmp_path):
 def _addresses(bench: Bench) -> list[tuple[str, str]]:
     filled = {
         "job_id": bench.running, "version_id": str(bench.version("dpo-8").id), "action": "promote",
-        "comparison_id": str(bench.comparison), "clip_id": str(bench.clips[0]),
+        "comparison_id": str(bench.comparison), "name": "report.html", "clip_id": str(bench.clips[0]),
     }  # fmt: skip
     return [
         (method, "/admin" + route.path.format(**filled))
@@ -203,6 +203,24 @@ def test_a_log_is_plain_text_and_the_page_holds_its_newest_lines_alone(fresh):
     whole = client.get(f"/admin/jobs/job/{job_id}/log")
     assert whole.headers["content-type"].startswith("text/plain") and "no-store" in whole.headers["cache-control"]
     assert len(whole.text.splitlines()) == 4502 and whole.text.splitlines()[1].endswith("sing: line 0 of many")
+
+
+def test_a_page_that_a_job_wrote_is_a_file_to_keep_and_nothing_else_is(fresh, tmp_path):
+    client, job_id = fresh.client("olga"), _job(fresh)
+    folder = tmp_path / "home" / "jobs" / job_id
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("<script>1</script>")
+    (folder / "sing.log").write_text("text")
+    (folder / "secret.html").symlink_to(tmp_path / "home" / "attune.db")
+    address = f"/admin/jobs/job/{job_id}"
+    page = client.get(address).text
+    assert f'href="{address}/page/report.html"' in page and "secret.html" not in page and "sing.log" not in page
+    answer = client.get(f"{address}/page/report.html")
+    assert answer.text == "<script>1</script>" and answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job_id}-report.html"'
+    for name in ("secret.html", "sing.log", "nothing.html"):
+        assert client.get(f"{address}/page/{name}").status_code == 404, name
+    assert fresh.client(None).get(f"{address}/page/report.html").headers["location"] == "/admin/login"
 
 
 def test_an_admin_starts_cancels_and_resumes_a_job_and_each_is_logged(fresh):

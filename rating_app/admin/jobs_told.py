@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -62,6 +63,15 @@ def log_of(settings: Settings, job_id: str, *, after: int = 0, newest: int | Non
             kept.append(f"{line.time:%m-%d %H:%M:%S}  {plain(f'{line.step}: ' if line.step else '')}{plain(line.text)}")
         count, last = count + len(found), found[-1].seq
     return Log(tuple(kept), last, count - len(kept))
+
+
+def pages_of(settings: Settings, job_id: str) -> dict[str, Path]:
+    """The HTML pages that the job wrote into its folder on this machine, by name."""
+    folder = status.home_of(settings) / "jobs" / job_id
+    try:
+        return {path.name: path for path in sorted(folder.glob("*.html")) if path.is_file() and not path.is_symlink()}
+    except OSError:
+        return {}
 
 
 def plain(text: str) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 
-from alignment.db.comparisons import Comparison, find_comparison
+from alignment.db.comparisons import find_comparison
 from alignment.db.people import add_audit
 from alignment.errors import AttuneError
 from alignment.jobs import status
@@ -80,14 +80,14 @@ def job_page(request: Request, visitor: Signed, job_id: str) -> Response:
     text = yaml.safe_dump(dict(job.recipe), sort_keys=False, allow_unicode=True, width=100)
     return page(
         request, "job.html", visitor=visitor, section="jobs", job=job, mark=jobs_told.mark_of([job]), recipe=text,
-        log=log, made=_made(request, job_id), **_words(),
+        log=log, **_made(request, job_id), **_words(),
     )  # fmt: skip
 
 
 @router.get("/jobs/job/{job_id}/figures")
 def job_fragment(request: Request, visitor: Signed, job_id: str) -> Response:
-    job, made = _job(request, job_id), _made(request, job_id)
-    return page(request, "_job.html", visitor=visitor, job=job, made=made, **_words())
+    job = _job(request, job_id)
+    return page(request, "_job.html", visitor=visitor, job=job, **_made(request, job_id), **_words())
 
 
 @router.get("/jobs/job/{job_id}/state")
@@ -104,6 +104,17 @@ def whole_log(request: Request, visitor: Signed, job_id: str) -> Response:
     _job(request, job_id)
     log = log_of(settings_of(request), job_id, newest=None)
     return PlainTextResponse("".join(f"{line}\n" for line in log.lines), headers=NO_STORE)
+
+
+@router.get("/jobs/job/{job_id}/page/{name}")
+def written_page(request: Request, visitor: Signed, job_id: str, name: str) -> Response:
+    """A page that the job wrote, to be kept and opened as a file: it carries its own style and scripts, which the
+    policy of these pages forbids."""
+    _job(request, job_id)
+    path = jobs_told.pages_of(settings_of(request), job_id).get(name)
+    if path is None:
+        raise HTTPException(404, "This job wrote no such page on this machine.")
+    return FileResponse(path, media_type="text/html", filename=f"{job_id}-{name}", headers=NO_STORE)
 
 
 @router.post("/jobs/job/{job_id}/cancel")
@@ -124,10 +135,11 @@ def _job(request: Request, job_id: str) -> JobView:
     return status.get_job(settings_of(request), job_id)
 
 
-def _made(request: Request, job_id: str) -> Comparison | None:
-    """The comparison that the job made; None when it made none."""
+def _made(request: Request, job_id: str) -> dict[str, Any]:
+    """What the job left: a comparison, pages."""
     with request.app.state.database.session(write=False) as s:
-        return find_comparison(s, job_id=job_id)
+        comparison = find_comparison(s, job_id=job_id)
+    return {"made": comparison, "pages": list(jobs_told.pages_of(settings_of(request), job_id))}
 
 
 def _note(request: Request, visitor: Visitor, action: str, subject: str) -> None:
