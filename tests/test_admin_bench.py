@@ -14,7 +14,7 @@ from bench_support import NAMES, PROMPTS, Bench, bench_site, reopened, tone
 
 from alignment import versions as registry
 from alignment.clips import ClipStore
-from alignment.db import clips, gates, jobs, prompts, version_changes, versions
+from alignment.db import clips, gates, job_workers, jobs, prompts, version_changes, versions
 from alignment.db.accounts import list_audit
 from alignment.db.base import utcnow
 from alignment.db.clips import NewClip
@@ -31,9 +31,11 @@ MODULES = (pages_jobs, pages_versions, pages_compare, pages_leaderboard)
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
     """Read, but never changed, by the tests of this module."""
-    bench = bench_site(tmp_path_factory.mktemp("bench"))
-    yield bench
-    bench.site.database.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_workers, "SILENT_SECONDS", 1e6)  # however long these tests take, its worker is not lost
+        bench = bench_site(tmp_path_factory.mktemp("bench"))
+        yield bench
+        bench.site.database.close()
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,7 @@ def test_the_state_is_json_whose_mark_changes_with_a_step_and_not_with_a_share(f
     client, job_id = fresh.client(), _job(fresh)
     ledger = status.ledger_of(fresh.admin.state.settings)
     with ledger.session() as s:
+        job_workers.beat(s, name="w", host="w", pid=7, code="c1")
         jobs.step_names(s, job_id, ("sing", "measure"))
         jobs.move_job(s, job_id, to="running", step="sing", executor="w")
         jobs.set_step(s, job_id, "sing", state="running", started=utcnow() - timedelta(seconds=30), share=0.25)
@@ -221,6 +224,22 @@ def test_a_page_that_a_job_wrote_is_a_file_to_keep_and_nothing_else_is(fresh, tm
     for name in ("secret.html", "sing.log", "nothing.html"):
         assert client.get(f"{address}/page/{name}").status_code == 404, name
     assert fresh.client(None).get(f"{address}/page/report.html").headers["location"] == "/admin/login"
+
+
+def test_a_job_whose_worker_is_lost_says_so_and_can_be_resumed(fresh):
+    client, job_id = fresh.client(), _job(fresh)
+    settings, address = fresh.admin.state.settings, f"/admin/jobs/job/{job_id}"
+    with status.ledger_of(settings).session() as s:
+        job_workers.beat(s, name="gpu-2", host="gpu-2", pid=7, code="c1")
+        jobs.step_names(s, job_id, ("sing",))
+        jobs.move_job(s, job_id, to="running", step="sing", executor="gpu-2")
+    assert ">Resume<" not in client.get(address).text and "no sign of life" not in client.get("/admin/jobs").text
+    with status.ledger_of(settings).session() as s:
+        job_workers.ended(s, "gpu-2")
+    assert ">Resume<" in client.get(address).text
+    assert "sing: Its worker gpu-2 gives no sign of life" in client.get("/admin/jobs/state").json()["jobs"][0]["line"]
+    assert post(client, address, f"{address}/resume").status_code == 303
+    assert status.get_job(settings, job_id).state == "queued"
 
 
 def test_an_admin_starts_cancels_and_resumes_a_job_and_each_is_logged(fresh):

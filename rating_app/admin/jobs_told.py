@@ -87,7 +87,7 @@ def line_of(job: JobView) -> str:
         return job.reason or "waits for a worker"
     step = next((one for one in job.steps if one.name == job.step), None)
     parts = [job.step or "begins"]
-    if job.state == "waiting":
+    if job.state == "waiting" or job.reason:
         parts.append(job.reason or (step.reason if step and step.reason else "waits"))
         return ": ".join(parts)
     if step is not None and step.text:

@@ -79,15 +79,14 @@ def job_page(request: Request, visitor: Signed, job_id: str) -> Response:
     log = log_of(settings_of(request), job_id)
     text = yaml.safe_dump(dict(job.recipe), sort_keys=False, allow_unicode=True, width=100)
     return page(
-        request, "job.html", visitor=visitor, section="jobs", job=job, mark=jobs_told.mark_of([job]), recipe=text,
-        log=log, **_made(request, job_id), **_words(),
+        request, "job.html", visitor=visitor, section="jobs", mark=jobs_told.mark_of([job]), recipe=text, log=log,
+        **_about(request, job),
     )  # fmt: skip
 
 
 @router.get("/jobs/job/{job_id}/figures")
 def job_fragment(request: Request, visitor: Signed, job_id: str) -> Response:
-    job = _job(request, job_id)
-    return page(request, "_job.html", visitor=visitor, job=job, **_made(request, job_id), **_words())
+    return page(request, "_job.html", visitor=visitor, **_about(request, _job(request, job_id)))
 
 
 @router.get("/jobs/job/{job_id}/state")
@@ -135,11 +134,16 @@ def _job(request: Request, job_id: str) -> JobView:
     return status.get_job(settings_of(request), job_id)
 
 
-def _made(request: Request, job_id: str) -> dict[str, Any]:
-    """What the job left: a comparison, pages."""
+def _about(request: Request, job: JobView) -> dict[str, Any]:
+    """The job with what it left (a comparison, pages), and whether its worker is lost."""
+    settings = settings_of(request)
     with request.app.state.database.session(write=False) as s:
-        comparison = find_comparison(s, job_id=job_id)
-    return {"made": comparison, "pages": list(jobs_told.pages_of(settings_of(request), job_id))}
+        comparison = find_comparison(s, job_id=job.id)
+    alive = {one.name for one in status.list_workers(settings) if one.alive}
+    return {
+        "job": job, "made": comparison, "pages": list(jobs_told.pages_of(settings, job.id)),
+        "lost": job.state in ("running", "waiting") and job.executor not in alive, **_words(),
+    }  # fmt: skip
 
 
 def _note(request: Request, visitor: Visitor, action: str, subject: str) -> None:
