@@ -29,7 +29,7 @@ RATE_HZ = 16_000
 SETTING = GenerationConfig(clip_seconds=1.5)
 NAMES = ("musicgen-small", "dpo-7", "dpo-8")
 STEPS = ("count votes", "snapshot", "reward model", "align", "register", "generate", "checks", "study", "report")
-PROMPTS = ("slow solo cello in a church", "driving techno, 132 bpm", "a bright marimba over soft pads", HOSTILE)
+PROMPTS = ("slow solo cello in a church", "driving techno, 132 bpm", "a bright marimba over soft pads", "brass fanfare")
 
 
 @dataclass
@@ -63,6 +63,9 @@ def bench_site(folder: Path) -> Bench:
     _versions(site)
     comparison, ids = _comparison(site)
     running, failed = _jobs(settings)
+    written = folder / "jobs" / running
+    written.mkdir(parents=True)
+    (written / "report.html").write_text("<!doctype html><title>A night</title>")
     return Bench(site, settings, comparison, running, failed, ids)
 
 
@@ -119,7 +122,8 @@ def tone(seed: int, seconds: float = 1.5) -> np.ndarray:
 
 
 def _comparison(site: AdminSite) -> tuple[uuid.UUID, list[uuid.UUID]]:
-    """Three versions on four prompts, two takes each, with two figures, one of them clearly different."""
+    """Three versions on four prompts, two takes each, with two figures, one of them clearly different; and a hostile
+    prompt that two versions sang."""
     with site.database.session() as s:
         asked = prompts.add_prompts(s, [(text, "tests", Split.TEST, {}) for text in PROMPTS])
         new = []
@@ -129,6 +133,11 @@ def _comparison(site: AdminSite) -> tuple[uuid.UUID, list[uuid.UUID]]:
                     sha256, facts = site.store.put_audio(tone(100 * at + 10 * v + take), RATE_HZ)
                     new.append(NewClip(prompt.id, name, SETTING, 900 + take, sha256, None, facts))
         sung = clips.add_clips(s, new)
+        hostile = prompts.add_prompts(s, [(HOSTILE, "tests", Split.TEST, {})])[0]
+        more = (
+            (n, name, site.store.put_audio(tone(900 + n), RATE_HZ)) for n, name in enumerate((NAMES[0], "expert-2"))
+        )
+        clips.add_clips(s, [NewClip(hostile.id, name, SETTING, n, sha, None, facts) for n, name, (sha, facts) in more])
         figures = [
             Measured(name, metric, model, 8, value + 0.02 * v, value + 0.02 * v - 0.008, value + 0.02 * v + 0.008)
             for metric, model, value in (("clap_score", "laion/clap-htsat-unfused", 0.31), ("silence", None, 0.012))
@@ -186,4 +195,12 @@ def _jobs(settings: Settings) -> tuple[str, str]:
             else:
                 jobs.end_job(s, job_id, state, reason)
                 s.execute(sa.update(JobRow).where(JobRow.id == job_id).values(ended=began + timedelta(hours=1)))
+        jobs.add_job(s, job_id="compare-1", kind="compare", recipe={"versions": list(NAMES)}, asked_by="ada")
+        jobs.step_names(s, "compare-1", ("sing", "measure", "battles", "page"))
+        for n, name in enumerate(("sing", "measure", "battles", "page")):
+            jobs.set_step(s, "compare-1", name, state="done", seconds=40.0 + n)
+        jobs.end_job(s, "compare-1", "done", None)
+        began = now - timedelta(hours=4)
+        times = {"created": began, "started": began, "ended": began + timedelta(seconds=170)}
+        s.execute(sa.update(JobRow).where(JobRow.id == "compare-1").values(**times))
     return "nightly-4", "nightly-3"

@@ -14,7 +14,7 @@ from bench_support import NAMES, PROMPTS, Bench, bench_site, reopened, tone
 
 from alignment import versions as registry
 from alignment.clips import ClipStore
-from alignment.db import clips, gates, jobs, prompts, version_changes, versions
+from alignment.db import clips, gates, job_workers, jobs, prompts, version_changes, versions
 from alignment.db.accounts import list_audit
 from alignment.db.base import utcnow
 from alignment.db.clips import NewClip
@@ -31,9 +31,11 @@ MODULES = (pages_jobs, pages_versions, pages_compare, pages_leaderboard)
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Bench:
     """Read, but never changed, by the tests of this module."""
-    bench = bench_site(tmp_path_factory.mktemp("bench"))
-    yield bench
-    bench.site.database.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_workers, "SILENT_SECONDS", 1e6)  # however long these tests take, its worker is not lost
+        bench = bench_site(tmp_path_factory.mktemp("bench"))
+        yield bench
+        bench.site.database.close()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def fresh(template, tmp_path):
 def _addresses(bench: Bench) -> list[tuple[str, str]]:
     filled = {
         "job_id": bench.running, "version_id": str(bench.version("dpo-8").id), "action": "promote",
-        "comparison_id": str(bench.comparison), "clip_id": str(bench.clips[0]),
+        "comparison_id": str(bench.comparison), "name": "report.html", "clip_id": str(bench.clips[0]),
     }  # fmt: skip
     return [
         (method, "/admin" + route.path.format(**filled))
@@ -138,7 +140,7 @@ def test_an_organiser_looks_at_everything_and_changes_nothing(bench):
 def test_every_answer_carries_the_policy_and_no_page_needs_more_than_it_allows(bench):
     client = bench.site.client()
     pages = [address for method, address in _addresses(bench) if method == "GET"]
-    listen = "/admin/compare/listen?version=musicgen-small&version=dpo-8"
+    listen = "/admin/compare/listen?version=musicgen-small&version=expert-2"
     for address in [*pages, listen, f"/admin/static/{view.static_digest()}/player/abplayer.js"]:
         answer = client.get(address)
         assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY, address
@@ -171,6 +173,7 @@ def test_the_state_is_json_whose_mark_changes_with_a_step_and_not_with_a_share(f
     client, job_id = fresh.client(), _job(fresh)
     ledger = status.ledger_of(fresh.admin.state.settings)
     with ledger.session() as s:
+        job_workers.beat(s, name="w", host="w", pid=7, code="c1")
         jobs.step_names(s, job_id, ("sing", "measure"))
         jobs.move_job(s, job_id, to="running", step="sing", executor="w")
         jobs.set_step(s, job_id, "sing", state="running", started=utcnow() - timedelta(seconds=30), share=0.25)
@@ -203,6 +206,40 @@ def test_a_log_is_plain_text_and_the_page_holds_its_newest_lines_alone(fresh):
     whole = client.get(f"/admin/jobs/job/{job_id}/log")
     assert whole.headers["content-type"].startswith("text/plain") and "no-store" in whole.headers["cache-control"]
     assert len(whole.text.splitlines()) == 4502 and whole.text.splitlines()[1].endswith("sing: line 0 of many")
+
+
+def test_a_page_that_a_job_wrote_is_a_file_to_keep_and_nothing_else_is(fresh, tmp_path):
+    client, job_id = fresh.client("olga"), _job(fresh)
+    folder = tmp_path / "home" / "jobs" / job_id
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("<script>1</script>")
+    (folder / "sing.log").write_text("text")
+    (folder / "secret.html").symlink_to(tmp_path / "home" / "attune.db")
+    address = f"/admin/jobs/job/{job_id}"
+    page = client.get(address).text
+    assert f'href="{address}/page/report.html"' in page and "secret.html" not in page and "sing.log" not in page
+    answer = client.get(f"{address}/page/report.html")
+    assert answer.text == "<script>1</script>" and answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job_id}-report.html"'
+    for name in ("secret.html", "sing.log", "nothing.html"):
+        assert client.get(f"{address}/page/{name}").status_code == 404, name
+    assert fresh.client(None).get(f"{address}/page/report.html").headers["location"] == "/admin/login"
+
+
+def test_a_job_whose_worker_is_lost_says_so_and_can_be_resumed(fresh):
+    client, job_id = fresh.client(), _job(fresh)
+    settings, address = fresh.admin.state.settings, f"/admin/jobs/job/{job_id}"
+    with status.ledger_of(settings).session() as s:
+        job_workers.beat(s, name="gpu-2", host="gpu-2", pid=7, code="c1")
+        jobs.step_names(s, job_id, ("sing",))
+        jobs.move_job(s, job_id, to="running", step="sing", executor="gpu-2")
+    assert ">Resume<" not in client.get(address).text and "no sign of life" not in client.get("/admin/jobs").text
+    with status.ledger_of(settings).session() as s:
+        job_workers.ended(s, "gpu-2")
+    assert ">Resume<" in client.get(address).text
+    assert "sing: Its worker gpu-2 gives no sign of life" in client.get("/admin/jobs/state").json()["jobs"][0]["line"]
+    assert post(client, address, f"{address}/resume").status_code == 303
+    assert status.get_job(settings, job_id).state == "queued"
 
 
 def test_an_admin_starts_cancels_and_resumes_a_job_and_each_is_logged(fresh):
@@ -493,7 +530,9 @@ def test_an_admin_starts_a_comparison_from_the_form(fresh):
     assert (job.kind, job.asked_by, job.recipe["captions"]) == ("compare", "ada", 12)
     assert job.recipe["metrics"]["generation"]["clip_seconds"] == 2 and job.recipe["metrics"]["reward_models"] is None
     assert job.recipe["split"] is None
-    assert "base · v1" in client.get("/admin/compare").text and ("ada", "job.start", job.id) in _audit(fresh)
+    assert all("base · v1" in client.get(f"/admin/compare{part}").text for part in ("", "/figures"))
+    assert [one["id"] for one in client.get("/admin/compare/state").json()["jobs"]] == [job.id]
+    assert ("ada", "job.start", job.id) in _audit(fresh)
 
 
 def test_faults_of_the_form_are_told_at_their_fields_and_nothing_starts(fresh):
@@ -545,7 +584,7 @@ def test_a_slice_counts_only_its_votes_and_says_how_to_record_it(bench):
     command = "attune leaderboard --study &#39;Autumn listening&#39; --since 2020-01-01 --until 2100-01-01"
     assert command in page
     empty = _text(client.get("/admin/leaderboard?until=2001-01-01").text)
-    assert "No vote counts here yet" in empty
+    assert "No vote between two versions counts here yet" in empty
     none = _text(client.get("/admin/leaderboard?listeners=simulated").text)
     assert (
         "hold 340 votes of people; the two are never on one leaderboard" in none.replace(" ,", ",")
@@ -578,7 +617,7 @@ def test_a_leaderboard_of_simulated_listeners_is_marked(tmp_path):
     site = admin_site(tmp_path, filled=False)
     fill(site.database, battles=2)
     page = site.client().get("/admin/leaderboard").text
-    assert "No vote counts here yet" in page
+    assert "No vote between two versions counts here yet" in page
     site.database.close()
 
 
@@ -599,7 +638,8 @@ def test_durations_are_written_as_people_say_them(seconds, said):
     [
         (0.31, 0.302, 0.318, "0.310 0.302 to 0.318"),
         (0.0402, 0.0201, 0.0603, "0.040 0.020 to 0.060"),
-        (-23.14, -23.6, -22.7, "−23.1 −23.6 to −22.7"),
+        (-23.14, -23.6, -22.7, "−23.14 −23.60 to −22.70"),
+        (0.3022, -2.8, 3.4, "0.3 −2.8 to 3.4"),
         (1234.5, 1100.0, 1400.0, "1,234 1,100 to 1,400"),
         (0.0, 0.0, 0.0, "0 0 to 0"),
         (0.01234, float("nan"), float("nan"), "0.0123 no interval"),

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -64,6 +65,15 @@ def log_of(settings: Settings, job_id: str, *, after: int = 0, newest: int | Non
     return Log(tuple(kept), last, count - len(kept))
 
 
+def pages_of(settings: Settings, job_id: str) -> dict[str, Path]:
+    """The HTML pages that the job wrote into its folder on this machine, by name."""
+    folder = status.home_of(settings) / "jobs" / job_id
+    try:
+        return {path.name: path for path in sorted(folder.glob("*.html")) if path.is_file() and not path.is_symlink()}
+    except OSError:
+        return {}
+
+
 def plain(text: str) -> str:
     """Text of a log without what only a terminal understands."""
     return _UNPRINTABLE.sub("", text.rstrip("\r\n"))
@@ -77,7 +87,7 @@ def line_of(job: JobView) -> str:
         return job.reason or "waits for a worker"
     step = next((one for one in job.steps if one.name == job.step), None)
     parts = [job.step or "begins"]
-    if job.state == "waiting":
+    if job.state == "waiting" or job.reason:
         parts.append(job.reason or (step.reason if step and step.reason else "waits"))
         return ": ".join(parts)
     if step is not None and step.text:

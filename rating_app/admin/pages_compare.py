@@ -24,8 +24,9 @@ from alignment.db.versions import get_version, list_versions
 from alignment.domain import VersionStatus
 from alignment.errors import AttuneError
 from alignment.jobs import status
+from alignment.jobs.status import JobView
 from rating_app.admin import compare_told, recipe_form
-from rating_app.admin.jobs_told import address_of, line_of, settings_of
+from rating_app.admin.jobs_told import address_of, line_of, mark_of, settings_of, state_json
 from rating_app.admin.recipe_form import Faults
 from rating_app.admin.view import page
 from rating_app.admin.visitors import Admin, Checked, Signed, Visitor
@@ -63,6 +64,19 @@ def start_comparison(request: Request, visitor: Admin, form: Checked) -> Respons
     with request.app.state.database.session() as s:
         add_audit(s, actor=visitor.name, action="job.start", subject=job_id)
     return RedirectResponse(address_of(job_id), 303)
+
+
+@router.get("/compare/figures")
+def comparisons_fragment(request: Request, visitor: Signed) -> Response:
+    """The comparisons under way and those made, for the page to put in place of the old ones."""
+    return page(request, "_comparisons.html", visitor=visitor, **_comparisons(request))
+
+
+@router.get("/compare/state")
+def comparisons_state(request: Request, visitor: Signed) -> Response:
+    """How far the comparisons under way are."""
+    found = _under_way(request)
+    return state_json(mark_of(found), found)
 
 
 @router.get("/compare/listen")
@@ -111,6 +125,22 @@ def clip(request: Request, visitor: Signed, clip_id: str) -> Response:
     return audio_answer(request, request.app.state.store.rendition(found.audio_sha256))
 
 
+def _under_way(request: Request) -> list[JobView]:
+    settings = request.app.state.settings
+    found = status.list_jobs(settings, limit=MOST_COMPARISONS, kind="compare") if settings is not None else []
+    return [job for job in found if job.is_open]
+
+
+def _comparisons(request: Request) -> dict[str, Any]:
+    """What the list of comparisons shows."""
+    under_way = _under_way(request)
+    with request.app.state.database.session(write=False) as s:
+        made = comparisons.list_comparisons(s, limit=MOST_COMPARISONS)
+    return {
+        "under_way": under_way, "made": made, "mark": mark_of(under_way), "line_of": line_of, "address_of": address_of,
+    }  # fmt: skip
+
+
 def _id(text: str) -> uuid.UUID:
     try:
         return uuid.UUID(text)
@@ -142,17 +172,13 @@ def _compare(
     code: int = 200,
 ) -> Response:  # fmt: skip
     with request.app.state.database.session(write=False) as s:
-        made = comparisons.list_comparisons(s, limit=MOST_COMPARISONS)
         versions = [one.name for one in list_versions(s) if one.status is not VersionStatus.RETIRED]
         prompt_sets = list(s.scalars(sa.select(PromptSetRow.name).order_by(PromptSetRow.name)))
-    under_way = []
-    if request.app.state.settings is not None:
-        jobs = status.list_jobs(request.app.state.settings, limit=MOST_COMPARISONS, kind="compare")
-        under_way = [job for job in jobs if job.is_open]
+    listed = _comparisons(request)
     groups = recipe_form.groups_of(CompareRecipe, values, faults, {"versions": versions, "prompt_set": prompt_sets})
     return page(
-        request, "compare.html", status=code, visitor=visitor, section="compare", made=made, versions=versions,
-        groups=groups, faults=faults, fixed=(), under_way=under_way, line_of=line_of, address_of=address_of,
-        chosen=list(values.get("versions") or ()), open_form=open_form or not made,
+        request, "compare.html", status=code, visitor=visitor, section="compare", versions=versions,
+        groups=groups, faults=faults, fixed=(), chosen=list(values.get("versions") or ()),
+        open_form=open_form or not listed["made"], **listed,
         can_start=visitor.account.is_admin and request.app.state.settings is not None,
     )  # fmt: skip

@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 
+from alignment.db.comparisons import find_comparison
 from alignment.db.people import add_audit
 from alignment.errors import AttuneError
 from alignment.jobs import status
@@ -78,14 +79,14 @@ def job_page(request: Request, visitor: Signed, job_id: str) -> Response:
     log = log_of(settings_of(request), job_id)
     text = yaml.safe_dump(dict(job.recipe), sort_keys=False, allow_unicode=True, width=100)
     return page(
-        request, "job.html", visitor=visitor, section="jobs", job=job, mark=jobs_told.mark_of([job]), recipe=text,
-        log=log, **_words(),
+        request, "job.html", visitor=visitor, section="jobs", mark=jobs_told.mark_of([job]), recipe=text, log=log,
+        **_about(request, job),
     )  # fmt: skip
 
 
 @router.get("/jobs/job/{job_id}/figures")
 def job_fragment(request: Request, visitor: Signed, job_id: str) -> Response:
-    return page(request, "_job.html", visitor=visitor, job=_job(request, job_id), **_words())
+    return page(request, "_job.html", visitor=visitor, **_about(request, _job(request, job_id)))
 
 
 @router.get("/jobs/job/{job_id}/state")
@@ -104,6 +105,17 @@ def whole_log(request: Request, visitor: Signed, job_id: str) -> Response:
     return PlainTextResponse("".join(f"{line}\n" for line in log.lines), headers=NO_STORE)
 
 
+@router.get("/jobs/job/{job_id}/page/{name}")
+def written_page(request: Request, visitor: Signed, job_id: str, name: str) -> Response:
+    """A page that the job wrote, to be kept and opened as a file: it carries its own style and scripts, which the
+    policy of these pages forbids."""
+    _job(request, job_id)
+    path = jobs_told.pages_of(settings_of(request), job_id).get(name)
+    if path is None:
+        raise HTTPException(404, "This job wrote no such page on this machine.")
+    return FileResponse(path, media_type="text/html", filename=f"{job_id}-{name}", headers=NO_STORE)
+
+
 @router.post("/jobs/job/{job_id}/cancel")
 def cancel(request: Request, visitor: Admin, job_id: str, form: Checked) -> Response:
     status.cancel(settings_of(request), job_id, asked_by=visitor.name)
@@ -120,6 +132,18 @@ def resume(request: Request, visitor: Admin, job_id: str, form: Checked) -> Resp
 
 def _job(request: Request, job_id: str) -> JobView:
     return status.get_job(settings_of(request), job_id)
+
+
+def _about(request: Request, job: JobView) -> dict[str, Any]:
+    """The job with what it left (a comparison, pages), and whether its worker is lost."""
+    settings = settings_of(request)
+    with request.app.state.database.session(write=False) as s:
+        comparison = find_comparison(s, job_id=job.id)
+    alive = {one.name for one in status.list_workers(settings) if one.alive}
+    return {
+        "job": job, "made": comparison, "pages": list(jobs_told.pages_of(settings, job.id)),
+        "lost": job.state in ("running", "waiting") and job.executor not in alive, **_words(),
+    }  # fmt: skip
 
 
 def _note(request: Request, visitor: Visitor, action: str, subject: str) -> None:

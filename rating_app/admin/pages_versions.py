@@ -16,8 +16,9 @@ from alignment.db import gates, metric_results, version_changes
 from alignment.db.versions import list_versions
 from alignment.domain import Version, VersionStatus
 from alignment.errors import AttuneError, NotFoundError
+from alignment.evaluation.intervals import Interval
 from alignment.versions.lineage import Node, listening_text
-from rating_app.admin.view import duration, page
+from rating_app.admin.view import duration, figure_of, page, span_figure
 from rating_app.admin.visitors import Admin, Checked, Form, Signed, Visitor
 
 router = APIRouter()
@@ -139,8 +140,8 @@ def told(node: Node) -> str:
 def shown_value(value: Any) -> str:
     """A value of a difference, as text."""
     if isinstance(value, dict) and "value" in value:
-        interval = "" if value["low"] is None else f" [{value['low']:.4g}, {value['high']:.4g}]"
-        return f"{value['value']:.4g}{interval}, n {value['n']}"
+        found = Interval(value["value"], value["low"], value["high"], value["n"])
+        return f"{figure_of(found)} ({span_figure(found)}), n {found.n}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40,64}", value):
@@ -167,7 +168,7 @@ def _version(
         request, "version.html", status=422 if problem else 200, visitor=visitor, section="versions", problem=problem,
         action=action, typed=typed, version=version, tree=registry.tree(database, version.name), told=told, ids=ids,
         facts=_facts(version), figures=figures, decisions=decisions, history=reversed(history), champion=champion,
-        against=against, shown_value=shown_value, has_history=bool(history),
+        against=against, asked=asked is not None, shown_value=shown_value, has_history=bool(history),
         differences=registry.differences(database, against, version.name) if against else (),
         config=yaml.safe_dump(dict(config), sort_keys=False) if config else None,
     )  # fmt: skip

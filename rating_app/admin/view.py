@@ -66,10 +66,10 @@ def figure(value: float | None, half_width: float | None = None) -> str:
     """A figure of any size: ``0.0213``, ``−23.1``, ``1,234``; a dash for what is not known.
 
     With half the width of its interval it gets the digits that this is worth (one, or two where the first is below
-    3), alone three digits of its own."""
+    5), alone three digits of its own."""
     if value is None or not math.isfinite(value):
         return "–"
-    scale = half_width / 3 if half_width else abs(value) / 100
+    scale = half_width / 5 if half_width else abs(value) / 100
     decimals = min(6, max(0, -math.floor(math.log10(scale)))) if scale else 0
     return f"{value:,.{decimals}f}".replace("-", "−")
 
