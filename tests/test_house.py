@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "errors", "licences", "domain", "config", "db", "audio_facts", "clips", "anchors", "studies", "moderation",
-    "pairing", "serving", "listening_credit", "absolute", "accounts", "invites", "admission", "answers", "crediting", "votes",
-    "requests", "withdrawal", "study_edit", "backup", "music", "preferences", "rewards", "training", "evaluation",
-    "flags", "study_power", "study_figures", "releases", "exports", "imports", "store_check",
+    "pairing", "serving", "listening_credit", "absolute", "accounts", "invites", "admission", "answers", "crediting",
+    "votes", "requests", "withdrawal", "study_edit", "backup", "music", "preferences", "rewards", "training",
+    "evaluation", "flags", "study_power", "study_figures", "releases", "exports", "imports", "store_check",
     "simulation", "versions", "circle", "worker", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "worker", "jobs", "cli"}  # the only parts that may import simulation, or the whole house

@@ -332,12 +332,14 @@ def test_bad_rows_of_a_table_are_told_by_line(place, tmp_path):  # noqa: F811
     with pytest.raises(DataError) as told:
         place.take(path, read=clip_table.parse, source="clips")
     said = str(told.value).splitlines()[1:]
-    for line, reason in zip(
-        said,
-        ("line 3: kind is 'live'", "line 4: its prompt is in split train, not test",
-         "line 5: 2.wav is not in the folder", "line 6: s is a system in one row and a reference in another", "line 7: it has not as many cells"),
-        strict=True,
-    ):  # fmt: skip
+    reasons = (
+        "line 3: kind is 'live'",
+        "line 4: its prompt is in split train, not test",
+        "line 5: 2.wav is not in the folder",
+        "line 6: s is a system in one row and a reference in another",
+        "line 7: it has not as many cells",
+    )
+    for line, reason in zip(said, reasons, strict=True):
         assert line.strip().startswith(reason), line
     short = AudioIntake(place.store, tmp_path, clip_seconds=0.5)
     with pytest.raises(DataError, match=r"line 2: 0.wav has 0.30 s; 0.5 s are needed"):
@@ -368,14 +370,20 @@ def test_stereo_is_mixed_resampled_and_its_codes_are_marked_as_re_encoded(place,
     assert np.allclose(audio[2000:-2000], tone(440, 1.0, 16000)[2000:-2000] / 2, atol=2e-3)
 
 
-def test_the_codec_of_a_base_gives_codes_of_its_own_shape(tmp_path):
-    from alignment.imports.audio import codec_of
-    from alignment.music.model import MusicModel
+def test_the_codec_of_a_base_gives_the_codes_of_the_resampled_clip():
+    import torch
+    from music_support import make_tiny_music
+    from scipy.signal import resample_poly
 
-    model = MusicModel.load("tiny")
-    codes = codec_of(model)(tone(440, 1.0, 2 * model.sample_rate_hz), 2 * model.sample_rate_hz)
-    assert codes.shape == (model.codebooks, model.sample_rate_hz // model.samples_per_frame)
-    assert 0 <= codes.min() and codes.max() < model.codebook_size
+    from alignment.imports.audio import codec_of
+
+    model = make_tiny_music()
+    audio = tone(440, 1.0, 2 * model.sample_rate_hz)
+    codes = codec_of(model)(audio, 2 * model.sample_rate_hz)
+    wave = torch.tensor(resample_poly(audio, 1, 2), dtype=torch.float32)[None, None]
+    with torch.no_grad():
+        expected = model.hf.audio_encoder.encode(wave, bandwidth=model.bandwidth_kbps).audio_codes[0, 0]
+    assert np.array_equal(codes, expected.numpy()) and codes.shape == (4, 50)
 
 
 def test_the_commands_take_rows_and_tell_faults_in_a_sentence(upgraded, tmp_path, capsys):  # noqa: F811
