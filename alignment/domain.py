@@ -152,6 +152,11 @@ class Version:
     simulated: bool = False  # trained on simulated votes: never promoted for humans
     created_at: datetime | None = None
 
+    @property
+    def is_model(self) -> bool:
+        """Whether it can sing, be trained and be promoted: clips from elsewhere and processed audio cannot."""
+        return self.base not in (ANCHOR_BASE, EXTERNAL_BASE, REFERENCE_BASE)
+
 
 @dataclass(frozen=True)
 class AudioFacts:

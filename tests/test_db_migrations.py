@@ -60,13 +60,13 @@ def test_every_table_goes_away_on_the_way_down_and_comes_back_on_the_way_up(any_
     assert _tables(any_url) == set()
     assert migrate.current_revision(any_url) is None
     migrate.upgrade(any_url)
-    assert migrate.current_revision(any_url) == migrate.head_revision() == "0005"
+    assert migrate.current_revision(any_url) == migrate.head_revision()
 
 
 def test_upgrading_twice_changes_nothing(sqlite_url):  # noqa: F811
     migrate.upgrade(sqlite_url)
     migrate.upgrade(sqlite_url)
-    assert migrate.current_revision(sqlite_url) == "0005"
+    assert migrate.current_revision(sqlite_url) == migrate.head_revision()
 
 
 POPULATED = """
@@ -108,7 +108,8 @@ def test_a_populated_older_database_keeps_its_votes_and_gets_its_battles_counted
     migrate.upgrade(any_url, "0001")
     engine = create_engine(any_url)
     _populate(engine)
-    with pytest.raises(SchemaVersionError, match="has schema 0001, older than 0005.*attune db upgrade"):
+    newest = migrate.head_revision()
+    with pytest.raises(SchemaVersionError, match=f"has schema 0001, older than {newest}.*attune db upgrade"):
         open_database(any_url)
     migrate.upgrade(any_url)
     with engine.connect() as connection:
@@ -278,5 +279,5 @@ def test_migrations_run_from_any_folder(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "0005"
+    assert done.stdout.strip() == migrate.head_revision()
     assert (tmp_path / "here.db").exists()

@@ -46,6 +46,7 @@ from alignment.imports.audio import AudioIntake
 from alignment.imports.rows import read_rows
 from alignment.requests import split_of
 from alignment.studies import StudyRecipe, create_study_from_recipe
+from tests.database_support import postgres_server, postgres_url  # noqa: F401
 
 
 def test_music_arenas_battles_become_a_closed_study_of_votes_on_external_clips(place, tmp_path):  # noqa: F811
@@ -402,3 +403,33 @@ def test_the_commands_take_rows_and_tell_faults_in_a_sentence(upgraded, tmp_path
     assert attune(capsys, "import", "csv", table, "--seconds", "9", *home).code == 1
     assert attune(capsys, "import", "csv", table, *home).code == 0
     assert attune(capsys, "import", "csv", tmp_path / "none.csv", *home).err.startswith("attune: ")
+    sung = attune(capsys, "generate", "--version", "sao", "--prompt", "p", *home)
+    assert sung.code == 1 and "Version sao is clips from elsewhere and no model" in sung.err
+
+
+def test_postgresql_takes_and_gives_the_same(postgres_url, tmp_path):  # noqa: F811
+    from alignment.circle.learn import take_snapshot
+    from alignment.circle.workspace import Workspace
+    from alignment.clips import ClipStore
+    from alignment.db import migrate
+    from alignment.db.engine import open_database
+    from alignment.exports import make_export
+    from alignment.store_check import collect_garbage
+
+    migrate.upgrade(postgres_url)
+    made = Place(open_database(postgres_url), ClipStore(tmp_path / "store"), tmp_path)
+    rows = [battle(0), battle(1, licence="CC BY-NC 4.0"), battle(2, user_pseudonym="user-0")]
+    path = release(tmp_path, rows)
+    assert made.take(path).votes == 3 and made.take(path).known == 3
+    sold = take_snapshot(Workspace(made.database, made.store, "s"), "sold", ["music-arena"], commercial=True).frozen
+    assert sorted(pair.prompt_text for pair in sold.pairs) == ["prompt 0", "prompt 2"]
+    with made.database.session(write=False) as s:
+        sessions = {v.session_id for v in study_votes(s, get_study(s, "music-arena").id)}
+        assert len(sessions) == 2 and not [fault for one in sessions for fault in chain_faults(s, one)]
+    assert make_export(made.database, "music-arena", actor="olga").card["licences"] == {
+        "CC BY 4.0": 2, "CC BY-NC 4.0": 1,
+    }  # fmt: skip
+    assert collect_garbage([made.database], made.store, older_than_seconds=-10).units == ()
+    with pytest.raises(DataError, match="line 1: record battle-0 of music-arena came before"):
+        made.take(release(tmp_path, [battle(0, preference="B")]))
+    made.database.close()

@@ -16,7 +16,7 @@ from alignment.clips import ClipStore
 from alignment.config import REPOSITORY, Settings
 from alignment.db.engine import Database, open_database
 from alignment.db.versions import get_version
-from alignment.domain import EXTERNAL_BASE, REFERENCE_BASE, Version
+from alignment.domain import Version
 from alignment.errors import ModelError
 
 if TYPE_CHECKING:
@@ -80,10 +80,7 @@ class Workspace:
         return model
 
     def policy(self, version: Version) -> MusicModel:
-        """The version ready to sing. Raises ModelError when its base is no longer the registered one, and for clips
-        from elsewhere, which have none."""
-        if version.base in (EXTERNAL_BASE, REFERENCE_BASE):
-            raise ModelError(f"Version {version.name} is clips from elsewhere, no model; choose one that sings.")
+        """The version ready to sing. Raises ModelError when its base is no longer the registered one."""
         model = self.base_model(version.base)
         if model.base_sha256 != version.base_sha256:
             raise ModelError(
