@@ -154,6 +154,11 @@ class Version:
     licence: str | None = None
     created_at: datetime | None = None
 
+    @property
+    def is_model(self) -> bool:
+        """Whether it can sing, be trained and be promoted: clips from elsewhere and processed audio cannot."""
+        return self.base not in (ANCHOR_BASE, EXTERNAL_BASE, REFERENCE_BASE)
+
 
 @dataclass(frozen=True)
 class AudioFacts:

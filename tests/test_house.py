@@ -17,6 +17,7 @@ ORDER = [
     "votes", "requests", "withdrawal", "study_edit", "backup", "music", "preferences", "rewards", "training",
     "evaluation", "flags", "study_power", "study_figures", "releases", "exports", "imports", "store_check",
     "simulation", "versions", "jobs", "circle", "worker", "cli",
+    "simulation", "versions", "circle", "worker", "jobs", "cli",
 ]  # fmt: skip
 ACROSS = {"circle", "worker", "jobs", "cli"}  # the only parts that may import simulation, or the whole house
 

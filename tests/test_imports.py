@@ -46,6 +46,7 @@ from alignment.imports.audio import AudioIntake
 from alignment.imports.rows import read_rows
 from alignment.requests import split_of
 from alignment.studies import StudyRecipe, create_study_from_recipe
+from tests.database_support import postgres_server, postgres_url  # noqa: F401
 
 
 def test_music_arenas_battles_become_a_closed_study_of_votes_on_external_clips(place, tmp_path):  # noqa: F811
@@ -332,12 +333,14 @@ def test_bad_rows_of_a_table_are_told_by_line(place, tmp_path):  # noqa: F811
     with pytest.raises(DataError) as told:
         place.take(path, read=clip_table.parse, source="clips")
     said = str(told.value).splitlines()[1:]
-    for line, reason in zip(
-        said,
-        ("line 3: kind is 'live'", "line 4: its prompt is in split train, not test",
-         "line 5: 2.wav is not in the folder", "line 6: s is a system in one row and a reference in another", "line 7: it has not as many cells"),
-        strict=True,
-    ):  # fmt: skip
+    reasons = (
+        "line 3: kind is 'live'",
+        "line 4: its prompt is in split train, not test",
+        "line 5: 2.wav is not in the folder",
+        "line 6: s is a system in one row and a reference in another",
+        "line 7: it has not as many cells",
+    )
+    for line, reason in zip(said, reasons, strict=True):
         assert line.strip().startswith(reason), line
     short = AudioIntake(place.store, tmp_path, clip_seconds=0.5)
     with pytest.raises(DataError, match=r"line 2: 0.wav has 0.30 s; 0.5 s are needed"):
@@ -368,14 +371,20 @@ def test_stereo_is_mixed_resampled_and_its_codes_are_marked_as_re_encoded(place,
     assert np.allclose(audio[2000:-2000], tone(440, 1.0, 16000)[2000:-2000] / 2, atol=2e-3)
 
 
-def test_the_codec_of_a_base_gives_codes_of_its_own_shape(tmp_path):
-    from alignment.imports.audio import codec_of
-    from alignment.music.model import MusicModel
+def test_the_codec_of_a_base_gives_the_codes_of_the_resampled_clip():
+    import torch
+    from music_support import make_tiny_music
+    from scipy.signal import resample_poly
 
-    model = MusicModel.load("tiny")
-    codes = codec_of(model)(tone(440, 1.0, 2 * model.sample_rate_hz), 2 * model.sample_rate_hz)
-    assert codes.shape == (model.codebooks, model.sample_rate_hz // model.samples_per_frame)
-    assert 0 <= codes.min() and codes.max() < model.codebook_size
+    from alignment.imports.audio import codec_of
+
+    model = make_tiny_music()
+    audio = tone(440, 1.0, 2 * model.sample_rate_hz)
+    codes = codec_of(model)(audio, 2 * model.sample_rate_hz)
+    wave = torch.tensor(resample_poly(audio, 1, 2), dtype=torch.float32)[None, None]
+    with torch.no_grad():
+        expected = model.hf.audio_encoder.encode(wave, bandwidth=model.bandwidth_kbps).audio_codes[0, 0]
+    assert np.array_equal(codes, expected.numpy()) and codes.shape == (4, 50)
 
 
 def test_the_commands_take_rows_and_tell_faults_in_a_sentence(upgraded, tmp_path, capsys):  # noqa: F811
@@ -394,3 +403,33 @@ def test_the_commands_take_rows_and_tell_faults_in_a_sentence(upgraded, tmp_path
     assert attune(capsys, "import", "csv", table, "--seconds", "9", *home).code == 1
     assert attune(capsys, "import", "csv", table, *home).code == 0
     assert attune(capsys, "import", "csv", tmp_path / "none.csv", *home).err.startswith("attune: ")
+    sung = attune(capsys, "generate", "--version", "sao", "--prompt", "p", *home)
+    assert sung.code == 1 and "Version sao is clips from elsewhere and no model" in sung.err
+
+
+def test_postgresql_takes_and_gives_the_same(postgres_url, tmp_path):  # noqa: F811
+    from alignment.circle.learn import take_snapshot
+    from alignment.circle.workspace import Workspace
+    from alignment.clips import ClipStore
+    from alignment.db import migrate
+    from alignment.db.engine import open_database
+    from alignment.exports import make_export
+    from alignment.store_check import collect_garbage
+
+    migrate.upgrade(postgres_url)
+    made = Place(open_database(postgres_url), ClipStore(tmp_path / "store"), tmp_path)
+    rows = [battle(0), battle(1, licence="CC BY-NC 4.0"), battle(2, user_pseudonym="user-0")]
+    path = release(tmp_path, rows)
+    assert made.take(path).votes == 3 and made.take(path).known == 3
+    sold = take_snapshot(Workspace(made.database, made.store, "s"), "sold", ["music-arena"], commercial=True).frozen
+    assert sorted(pair.prompt_text for pair in sold.pairs) == ["prompt 0", "prompt 2"]
+    with made.database.session(write=False) as s:
+        sessions = {v.session_id for v in study_votes(s, get_study(s, "music-arena").id)}
+        assert len(sessions) == 2 and not [fault for one in sessions for fault in chain_faults(s, one)]
+    assert make_export(made.database, "music-arena", actor="olga").card["licences"] == {
+        "CC BY 4.0": 2, "CC BY-NC 4.0": 1,
+    }  # fmt: skip
+    assert collect_garbage([made.database], made.store, older_than_seconds=-10).units == ()
+    with pytest.raises(DataError, match="line 1: record battle-0 of music-arena came before"):
+        made.take(release(tmp_path, [battle(0, preference="B")]))
+    made.database.close()

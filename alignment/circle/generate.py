@@ -39,6 +39,8 @@ def generate_clips(
         raise DataError("There are no prompts to sing; add some with `attune generate --prompt TEXT`.")
     prompts = list({prompt.id: prompt for prompt in prompts}.values())
     version = ws.version(version_name)
+    if not version.is_model:
+        raise DataError(f"Version {version_name} is clips from elsewhere and no model; choose a version that sings.")
     wanted = [(prompt, clip_seed(seed, prompt, index)) for prompt in prompts for index in range(per_prompt)]
     with ws.database.session(write=False) as s:
         known = {

@@ -69,8 +69,9 @@ def add_clips(s: Session, clips: Sequence[NewClip]) -> list[Clip]:
     configs = {g: add_generation_config(s, g) for g in dict.fromkeys(clip.generation for clip in clips)}
     keys = [(c.prompt_id, version_ids[c.version], configs[c.generation], c.seed) for c in clips]
     known: dict[tuple, Clip] = {}
-    for part in batches(dict.fromkeys(clip.prompt_id for clip in clips)):
-        query = _QUERY.where(ClipRow.prompt_id.in_(part), ClipRow.version_id.in_(set(version_ids.values())))
+    for part in batches(dict.fromkeys((prompt, seed) for prompt, _, _, seed in keys)):
+        asked = [ClipRow.prompt_id.in_({prompt for prompt, _ in part}), ClipRow.seed.in_({seed for _, seed in part})]
+        query = _QUERY.where(*asked, ClipRow.version_id.in_(set(version_ids.values())))
         for row, version, config in s.execute(query):
             key = (row.prompt_id, row.version_id, row.generation_config_id, row.seed)
             known[key] = _clip(row, version, config)

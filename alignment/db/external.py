@@ -81,8 +81,9 @@ def add_records(s: Session, source: str, records: Sequence[NewRecord]) -> None:
     ids = [uuid7() for _ in records]
     if not records:
         return
-    s.execute(
-        sa.insert(ExternalRecordRow),
+    connection = s.connection()  # not through the mapper, which takes as long again
+    connection.execute(
+        sa.insert(ExternalRecordRow.__table__),
         [
             {"id": new, "source": source, "source_id": one.source_id, "payload": dict(one.payload),
              "licence": one.licence, "created_at": now}
@@ -95,9 +96,9 @@ def add_records(s: Session, source: str, records: Sequence[NewRecord]) -> None:
         clips += [{"record_id": new, "clip_id": clip} for clip in dict.fromkeys(one.clip_ids)]
         votes += [{"record_id": new, "vote_id": one.vote_id}] if one.vote_id else []
     if clips:
-        s.execute(sa.insert(ExternalClipRow), clips)
+        connection.execute(sa.insert(ExternalClipRow.__table__), clips)
     if votes:
-        s.execute(sa.insert(ExternalVoteRow), votes)
+        connection.execute(sa.insert(ExternalVoteRow.__table__), votes)
 
 
 def bases_of(s: Session, names: Iterable[str]) -> dict[str, str]:
@@ -147,7 +148,7 @@ def add_votes(s: Session, votes: Sequence[ImportedVote]) -> list[uuid.UUID]:
     for table, made in ((AssignmentRow, assignments), (VoteTable, rows), (VoteAxisRow, axes),
                         (VoteCommentRow, comments)):  # fmt: skip
         if made:
-            s.execute(sa.insert(table), made)
+            s.connection().execute(sa.insert(table.__table__), made)
     for part in batches([vote.battle_id for vote in votes]):
         s.execute(sa.update(BattleTallyRow).where(BattleTallyRow.battle_id.in_(part)).values(votes=1))
     return [row["id"] for row in rows]
