@@ -2,7 +2,18 @@
 
 from alignment.music.codec import decode, encode, render
 from alignment.music.model import MusicModel
-from alignment.music.sampler import Rollout, sample
+from alignment.music.sampler import Request, Rollout, sample, sample_queue
 from alignment.music.text import TextBatch, encode_prompts
 
-__all__ = ["MusicModel", "Rollout", "TextBatch", "decode", "encode", "encode_prompts", "render", "sample"]
+__all__ = [
+    "MusicModel",
+    "Request",
+    "Rollout",
+    "TextBatch",
+    "decode",
+    "encode",
+    "encode_prompts",
+    "render",
+    "sample",
+    "sample_queue",
+]

@@ -41,7 +41,7 @@ def pack_layers(cache: PackCache, name: str, layers: Sequence[nn.Module], order:
 def pack(weight: Tensor) -> Product:
     """``F.linear`` without bias for ``weight`` (out, in), in the fastest form this machine and build of torch have."""
     if weight.device.type == "cpu":
-        if weight.dtype == torch.float32 and _has_fbgemm() and torch.equal(weight.half().float(), weight):
+        if weight.dtype == torch.float32 and has_fbgemm() and torch.equal(weight.half().float(), weight):
             half = torch.ops.quantized.linear_prepack_fp16(weight, None)
             multiply = torch.ops.quantized.linear_dynamic_fp16.default
             return lambda rows: multiply(rows, half)
@@ -52,7 +52,8 @@ def pack(weight: Tensor) -> Product:
     return lambda rows: F.linear(rows, weight)
 
 
-def _has_fbgemm() -> bool:
+def has_fbgemm() -> bool:
+    """Whether torch was built with fbgemm's products and sums for this processor."""
     return torch.backends.quantized.engine in ("fbgemm", "x86") and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
 
 

@@ -1,8 +1,11 @@
-"""Batched rollouts with the log-probability of every code, drawn by inverse CDF from each clip's own seed."""
+"""Batched rollouts with the log-probability of every code, drawn by inverse CDF from each clip's own seed.
+
+``sample`` sings clips of one length; ``sample_queue`` clips of any, in a batch that it keeps full."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +17,7 @@ from alignment.errors import DataError
 from alignment.music.delay import delay_values, delayed_steps, prediction_mask, undo_delay
 from alignment.music.distribution import draw
 from alignment.music.model import MusicModel
+from alignment.music.slots import Slots
 from alignment.music.step import DecoderStep
 from alignment.music.text import TextBatch, encode_prompts
 
@@ -24,6 +28,15 @@ class Rollout:
 
     codes: Tensor
     logprobs: Tensor
+
+
+@dataclass(frozen=True)
+class Request:
+    """A clip to be sung."""
+
+    prompt: str
+    seed: int
+    clip_seconds: float
 
 
 def sample(
@@ -43,9 +56,13 @@ def sample(
     number or a seed is negative."""
     if len(prompts) != len(seeds):
         raise DataError(f"Found {len(prompts)} prompts and {len(seeds)} seeds; needs one seed a prompt.")
-    if any(seed < 0 for seed in seeds):
-        raise DataError("Found a negative seed; seeds are whole numbers from 0.")
+    _require_seeds(seeds)
     frames = model.frames(generation.clip_seconds)
+    if model.device.type == "cuda":
+        wanted = [Request(prompt, seed, generation.clip_seconds) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return _joined(
+            frames, model.codebooks, sample_queue(model, wanted, generation, rows=batch_size, on_step=on_step)
+        )
     text = encode_prompts(model, prompts)
     parts = []
     with torch.no_grad():
@@ -59,6 +76,87 @@ def sample(
     codes = torch.cat([codes for codes, _ in parts]) if parts else torch.zeros(0, model.codebooks, frames).long()
     logprobs = torch.cat([logprobs for _, logprobs in parts]) if parts else torch.zeros(0, model.codebooks, frames)
     return Rollout(codes, logprobs)  # made outside inference mode, so that training may use them
+
+
+def sample_queue(
+    model: MusicModel,
+    requests: Sequence[Request],
+    generation: GenerationConfig,
+    *,
+    rows: int = 128,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Rollout]]:
+    """The place of each request and its clip, a Rollout of one row, in the order in which they are finished.
+
+    ``rows`` clips are sung at a time; where one ends the next of the queue begins, the longest first, so that the
+    batch stays full to the end. A clip is the one that ``sample`` sings for its prompt and seed, whatever the queue.
+    ``generation.clip_seconds`` plays no part; ``on_step`` as in ``sample``. Raises DataError for a negative seed and
+    for rows below 1."""
+    _require_seeds([request.seed for request in requests])
+    if rows < 1:
+        raise DataError(f"rows is {rows}; needs at least 1 clip at a time.")
+    frames = [model.frames(request.clip_seconds) for request in requests]
+    tokens = 1
+    for start in range(0, len(requests), 256):  # the longest prompt decides the room; the texts are cached
+        part = [request.prompt for request in requests[start : start + 256]]
+        tokens = max(tokens, encode_prompts(model, part).mask.shape[1])
+    return _sing(model, requests, frames, generation, min(rows, max(1, len(requests))), tokens, on_step)
+
+
+def _sing(
+    model: MusicModel,
+    requests: Sequence[Request],
+    frames: list[int],
+    generation: GenerationConfig,
+    rows: int,
+    tokens: int,
+    on_step: Callable[[int, int], None] | None,
+) -> Iterator[tuple[int, Rollout]]:
+    waiting = sorted(range(len(requests)), key=lambda place: -frames[place])
+    total = _steps_in_all(model, [frames[place] for place in waiting], rows)
+    with torch.no_grad():
+        slots = Slots(model, generation, rows, max(frames, default=1), tokens)
+    sung_in: dict[int, int] = {}  # slot: place
+    steps = 0
+
+    def told() -> None:
+        nonlocal steps
+        steps += 1
+        if on_step is not None:
+            on_step(steps, total)
+
+    while waiting or sung_in:
+        with torch.inference_mode():
+            free = [slot for slot in range(rows) if slot not in sung_in][: len(waiting)]
+            if free:
+                places, waiting = waiting[: len(free)], waiting[len(free) :]
+                text = encode_prompts(model, [requests[place].prompt for place in places])
+                slots.place(free, text, [_uniforms(model, [requests[p].seed], frames[p])[0] for p in places])
+                sung_in.update(zip(free, places, strict=True))
+            finished = slots.run(told)
+            sung = slots.take(finished)
+        for slot, (codes, logprobs) in zip(finished, sung, strict=True):
+            yield sung_in.pop(slot), Rollout(codes[None].clone(), logprobs[None].clone())
+
+
+def _steps_in_all(model: MusicModel, frames: Sequence[int], rows: int) -> int:
+    """Steps of the decoder until the last clip is sung, each clip in turn taking the slot that is free first."""
+    free = [0] * rows
+    for length in frames:
+        heapq.heapreplace(free, free[0] + delayed_steps(length, model.codebooks, model.channels))
+    return max(free)
+
+
+def _joined(frames: int, codebooks: int, sung: Iterator[tuple[int, Rollout]]) -> Rollout:
+    """Clips of one length in the order of their requests."""
+    found = [rollout for _, rollout in sorted(sung, key=lambda pair: pair[0])]
+    codes = torch.cat([torch.zeros(0, codebooks, frames, dtype=torch.int64), *(each.codes for each in found)])
+    return Rollout(codes, torch.cat([torch.zeros(0, codebooks, frames), *(each.logprobs for each in found)]))
+
+
+def _require_seeds(seeds: Sequence[int]) -> None:
+    if any(seed < 0 for seed in seeds):
+        raise DataError("Found a negative seed; seeds are whole numbers from 0.")
 
 
 def _uniforms(model: MusicModel, seeds: Sequence[int], frames: int) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignment.music.cache import RowCache, self_attention
 from alignment.music.distribution import guide
 from alignment.music.linear import Product, pack_layers
 from alignment.music.text import TextBatch
@@ -22,7 +23,7 @@ from alignment.music.text import TextBatch
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
-BLOCK = 16  # steps of self-attention cache made at a time on a CPU, and the least length of a prompt
+SHORTEST = 16  # tokens that a prompt is padded to
 
 
 @dataclass
@@ -62,29 +63,60 @@ class DecoderStep:
         """Begin a rollout of len(text) clips; guidance other than 1 doubles the rows, the unconditional half below."""
         self.clips, self.guidance = len(text), guidance
         rows, size = self.clips * (1 if guidance == 1.0 else 2), self.width // self.heads
-        self.cache = [self.table.new_zeros(2, rows * self.heads, 0, size) for _ in self.layers]  # keys, values
-        # Torch multiplies matrices below some 400 products in a plain loop, twice as slow as somewhat larger ones.
-        extra = (0, max(0, BLOCK - text.mask.shape[1]))
-        prompt, mask = F.pad(text.hidden, (0, 0, *extra)), F.pad(text.mask, extra)  # (B, L, D), (B, L)
-        self.cross = []
-        for layer in self.layers:
-            both = layer.cross_kv(prompt.flatten(0, 1)).view(self.clips, -1, 2, self.heads, size)
-            keys, values = both.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind()  # (B * H, L, d) each
-            self.cross.append((keys.transpose(1, 2), values))
-        bias = torch.zeros_like(mask, dtype=self.table.dtype).masked_fill(mask == 0, float("-inf"))
-        self.bias = bias.repeat_interleave(self.heads, dim=0)[:, None]  # (B * H, 1, L)
+        self.cache = self_attention(len(self.layers), rows * self.heads, self.steps, self.scale, self.table, size)
+        self.cross, self.bias = self._heard(text, SHORTEST)
 
-    def __call__(self, read: Tensor, s: int) -> Tensor:
-        """Logits (B, K, V) of step ``s``, guided if the rollout is, from the codes read there, (B, K) int64."""
-        hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
+    def start_rows(self, clips: int, tokens: int, guidance: float = 1.0) -> RowCache:
+        """Begin with room for ``clips`` clips of prompts up to ``tokens`` long, which ``place`` puts in their rows;
+        each clip then stands at a step of its own, and no shape ever changes."""
+        self.clips, self.guidance = clips, guidance
+        rows, size = clips * (1 if guidance == 1.0 else 2), self.width // self.heads
+        self.cache = RowCache(len(self.layers), rows, self.heads, self.steps, self.scale, self.table, size)
+        self.tokens = max(tokens, SHORTEST)
+        new = self.table.new_zeros
+        self.cross = [
+            (new(clips * self.heads, size, self.tokens), new(clips * self.heads, self.tokens, size))
+            for _ in self.layers
+        ]
+        self.bias = new(clips * self.heads, 1, self.tokens)
+        return self.cache
+
+    def place(self, clips: Tensor, text: TextBatch) -> None:
+        """Let the clips of these numbers (b,) hear the rows of ``text``, (b, L, D), from now on."""
+        rows = (clips[:, None] * self.heads + torch.arange(self.heads, device=clips.device)).flatten()  # (b * H,)
+        cross, bias = self._heard(text, self.tokens)
+        for (keys, values), (own_keys, own_values) in zip(cross, self.cross, strict=True):
+            own_keys[rows], own_values[rows] = keys, values
+        self.bias[rows] = bias
+
+    def _heard(self, text: TextBatch, tokens: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Every layer's keys (B * H, d, L) and values (B * H, L, d) of the prompts, padded to ``tokens`` at least, and
+        what is added to their scores, (B * H, 1, L)."""
+        # Torch multiplies matrices below some 400 products in a plain loop, twice as slow as somewhat larger ones.
+        extra = (0, max(0, tokens - text.mask.shape[1]))
+        prompt, mask = F.pad(text.hidden, (0, 0, *extra)), F.pad(text.mask, extra)  # (B, L, D), (B, L)
+        cross = []
+        for layer in self.layers:
+            both = layer.cross_kv(prompt.flatten(0, 1)).view(len(text), -1, 2, self.heads, self.width // self.heads)
+            keys, values = both.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind()  # (B * H, L, d) each
+            cross.append((keys.transpose(1, 2), values))
+        bias = torch.zeros_like(mask, dtype=self.table.dtype).masked_fill(mask == 0, float("-inf"))
+        return cross, bias.repeat_interleave(self.heads, dim=0)[:, None]
+
+    def __call__(self, read: Tensor, s: int | Tensor) -> Tensor:
+        """Logits (B, K, V) of step ``s``, guided if the rollout is, from the codes read there, (B, K) int64; after
+        ``start_rows`` of every clip's own step, (B,)."""
+        if read.device.type == "cpu":
+            hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
+        else:
+            hidden = F.embedding(read + self.offsets, self.table).sum(dim=1) + self.positions[s]
         if self.guidance != 1.0:
             hidden = torch.cat([hidden, hidden])
         heard = hidden[: self.clips]  # a view: only these rows hear the prompt
-        if s == self.cache[0].shape[2]:
-            self._grow(s)
-        self.unwritten[s] = 0
-        for layer, cache, cross in zip(self.layers, self.cache, self.cross, strict=True):
-            hidden += self._self_attention(layer, cache, layer.self_norm(hidden), s)
+        self.cache.begin(s)
+        for index, (layer, cross) in enumerate(zip(self.layers, self.cross, strict=True)):
+            qkv = layer.self_qkv(layer.self_norm(hidden)).view(len(hidden) * self.heads, 3, -1)
+            hidden += layer.self_out(self.cache.attend(index, qkv).view(-1, self.width))
             heard += self._cross_attention(layer, cross, layer.cross_norm(heard))
             hidden += layer.fc2(layer.activation(layer.fc1(layer.final_norm(hidden))))
         hidden = self.norm(hidden)
@@ -92,26 +124,6 @@ class DecoderStep:
             # The heads are linear and have no bias: guiding what they read guides the logits, at half the cost.
             hidden = guide(hidden[: self.clips], hidden[self.clips :], self.guidance)
         return self.head(hidden).view(-1, self.codebooks, self.codebook_size)
-
-    def _grow(self, s: int) -> None:
-        """Room for the steps from ``s``. Elsewhere than on a CPU all of it at once, so that shapes stay the same.
-
-        Attention reads whole buffers and masks what is not written yet: on a CPU, products of whole contiguous
-        matrices take half the time of products of their first rows, more than the masked rows cost."""
-        room = min(s + max(BLOCK, s // 8), self.steps) if self.table.device.type == "cpu" else self.steps
-        for index, cache in enumerate(self.cache):
-            grown = cache.new_empty(*cache.shape[:2], room, cache.shape[3])
-            grown[:, :, :s], grown[:, :, s:] = cache, 0  # what was there before might not be finite
-            self.cache[index] = grown
-        self.unwritten = self.table.new_full((room,), float("-inf"))
-        self.unwritten[:s] = 0
-
-    def _self_attention(self, layer: _Layer, cache: Tensor, hidden: Tensor, s: int) -> Tensor:
-        qkv = layer.self_qkv(hidden).view(cache.shape[1], 3, -1)  # (rows * H, 3, d)
-        cache[:, :, s] = qkv[:, 1:].transpose(0, 1)
-        keys, values = cache.unbind()  # (rows * H, room, d) each
-        scores = torch.baddbmm(self.unwritten, qkv[:, :1], keys.transpose(1, 2), alpha=self.scale)
-        return layer.self_out(torch.bmm(scores.softmax(dim=-1), values).view(-1, self.width))
 
     def _cross_attention(self, layer: _Layer, cross: tuple[Tensor, Tensor], hidden: Tensor) -> Tensor:
         keys, values = cross
