@@ -54,9 +54,17 @@ class Shape:
 
         from alignment.music.checkpoint import quiet
 
-        decoder, codec = config.decoder, config.audio_encoder
         with torch.device("meta"), quiet():
-            parts = T5EncoderModel(config.text_encoder), EncodecModel(codec)
+            return cls._counted(config, T5EncoderModel(config.text_encoder), EncodecModel(config.audio_encoder))
+
+    @classmethod
+    def of_model(cls, model: MusicModel) -> Shape:
+        """Of a model that is there."""
+        return cls._counted(model.hf.config, model.hf.text_encoder, model.hf.audio_encoder)
+
+    @classmethod
+    def _counted(cls, config: Any, *parts: torch.nn.Module) -> Shape:
+        decoder, codec = config.decoder, config.audio_encoder
         text, encodec = (sum(p.numel() for p in part.parameters()) for part in parts)
         return cls(
             decoder.hidden_size, decoder.num_hidden_layers, decoder.ffn_dim, decoder.num_codebooks, decoder.vocab_size,
@@ -107,9 +115,7 @@ def gib(size: float) -> str:
 def loading(shape: Shape, dtype: torch.dtype) -> Estimate:
     """Holding the model: decoder and text encoder in ``dtype``, the codec in float32."""
     size = dtype.itemsize
-    return Estimate(
-        {"weights": (shape.decoder_parameters + shape.text_parameters) * size + 4 * shape.codec_parameters}
-    )
+    return Estimate({"weights": (shape.decoder_parameters + shape.text_parameters) * size + 4 * shape.codec_parameters})
 
 
 def generation(
@@ -201,13 +207,62 @@ def require_fits(
     would = (
         f"{smaller} {fits} would need {gib(estimate(fits).total - held)}"
         if fits
-        else f"not even {smaller} 1 fits, which needs {gib(estimate(1).total - held)}: take a smaller model, shorter "
-        "clips, or a larger device"
+        else f"not even {smaller} 1 would fit, which needs {gib(estimate(1).total - held)}: take a "
+        "smaller model, shorter clips, or a larger device"
     )
     raise ModelError(
         f"{what} needs about {found}{f', of which {gib(held)} are there' if held else ''}, and {device} has "
         f"{gib(free)} free, of which a tenth is kept; {would}."
     )
+
+
+def require_room(size: int, *, device: str | torch.device, what: str) -> None:
+    """Return when ``size`` bytes fit into the device's free memory. Raises ModelError with what would help."""
+    free = available(device)
+    if free is not None and size > (1 - RESERVE) * free:
+        raise ModelError(
+            f"{what} takes {gib(size)}, and {device} has {gib(free)} free, of which a tenth is kept; free some, take a "
+            "larger machine or a smaller checkpoint, or --dtype bf16."
+        )
+
+
+def require_training_fits(
+    model: MusicModel, batch: int, *, frames: int, lora: LoraSettings, checkpointing: bool, what: str,
+    clips_each: int = 1,
+) -> None:  # fmt: skip
+    """Return when an optimizer step over ``batch`` examples of ``clips_each`` clips of T frames fits beside the model.
+    Raises ModelError with the batch that would."""
+    shape, seconds = Shape.of_model(model), frames / model.frame_rate_hz
+
+    def estimate(count: int) -> Estimate:
+        return training(
+            shape, clips=clips_each * count, seconds=seconds, lora=lora, dtype=model.dtype, checkpointing=checkpointing
+        )
+
+    more = "" if checkpointing else "gradient_checkpointing, or "
+    require_fits(
+        estimate, batch, device=model.device, what=what, smaller=f"{more}per_device_train_batch_size",
+        held=held_by(model),
+    )  # fmt: skip
+
+
+def rollout_batch(model: MusicModel, clips: int, *, seconds: float, guidance: float, what: str) -> int:
+    """How many of ``clips`` clips can be sung in one batch beside the model: all, or the largest number that fits.
+
+    Each clip is the same in whatever batch. Raises ModelError when not even one fits."""
+    shape, held = Shape.of_model(model), held_by(model)
+
+    def estimate(count: int) -> Estimate:
+        return generation(shape, clips=count, seconds=seconds, guidance=guidance, dtype=model.dtype)
+
+    free = available(model.device)
+    if free is None:
+        return clips
+    for count in range(clips, 1, -1):
+        if estimate(count).total - held <= (1 - RESERVE) * free:
+            return count
+    require_fits(estimate, 1, device=model.device, what=what, smaller="a batch of", held=held)
+    return 1
 
 
 def held_by(model: MusicModel) -> int:

@@ -60,6 +60,4 @@ def published_config(name: str, **changes: Any) -> MusicgenConfig:
         "ffn_dim": 4 * shape.width, "max_position_embeddings": 2048, "activation_function": "gelu", "dropout": 0.1,
         "pad_token_id": 2048, "bos_token_id": 2048,
     }  # fmt: skip
-    return MusicgenConfig(
-        text_encoder=text, audio_encoder=codec, decoder=MusicgenDecoderConfig(**decoder | changes)
-    )
+    return MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=MusicgenDecoderConfig(**decoder | changes))
