@@ -16,6 +16,7 @@ from alignment.cli import (
     demo,
     gate,
     leaderboard,
+    model_files,
     models,
     reproduce,
     reward,
@@ -53,6 +54,7 @@ app.command("compare")(circle.compare)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.add_typer(gate.app, name="gate")
 app.add_typer(versions.app, name="versions")
+app.add_typer(model_files.app, name="models")
 app.add_typer(reproduce.app, name="reproduce")
 app.command("serve")(serve.serve)
 app.command("worker")(worker.worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,34 @@ SeedOrRecipe = Annotated[
     int | None,
     typer.Option(min=0, max=LARGEST_SEED // 4, help="Fixes what is drawn; default the recipe's.", show_default=False),
 ]
+
+
+def _remember(variable: str) -> Any:
+    """An option that stands in the environment from then on: for everything that loads a model in this process, and
+    for the processes that it starts."""
+
+    def keep(value: str | None) -> str | None:
+        if value is not None:
+            os.environ[variable] = value
+        return value
+
+    return keep
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        callback=_remember("ATTUNE_DEVICE"), show_default=False,
+        help="auto, cpu, mps, cuda or cuda:N; default ATTUNE_DEVICE, else what is there.",
+    ),
+]  # fmt: skip
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        callback=_remember("ATTUNE_DTYPE"), show_default=False,
+        help="auto, fp32, bf16 or fp16; default ATTUNE_DTYPE, else fp32 on a CPU and bf16 on a GPU.",
+    ),
+]  # fmt: skip
 
 
 def settings_of(home: Path | None, database: str | None) -> Settings:

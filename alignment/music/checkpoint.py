@@ -242,6 +242,21 @@ def _numbers(path: Path) -> int:
         return sum(math.prod(handle.get_slice(name).get_shape()) for name in handle.keys())
 
 
+def decoder_parameters(folder: Path) -> int | None:
+    """How many parameters the decoder of the folder's checkpoint has, by the heads of its files."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="np") as handle:
+                names = [name for name in handle.keys() if name.startswith("decoder.")]
+                count += sum(math.prod(handle.get_slice(name).get_shape()) for name in names)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return count or None
+
+
 def line_of(error: BaseException) -> str:
     """The first line of what an error says, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
