@@ -44,9 +44,12 @@ def test_an_adapters_parameters_are_counted_to_the_last():
 @pytest.mark.parametrize(("name", "mib"), [("small", 141), ("medium", 423), ("large", 564)])
 def test_the_cache_of_a_thirty_second_clip_has_its_known_size(name: str, mib: int):
     shape = Shape.of(published_config(f"facebook/musicgen-{name}"))
-    found = memory.generation(shape, clips=64, seconds=30, dtype=torch.bfloat16, text_tokens=0)
-    # 2 (keys and values) * layers * width * 2 bytes * 1503 steps a clip, and what growing it takes
-    assert found.parts["cache"] / memory.CACHE_GROWTH / 64 / MIB == pytest.approx(mib, abs=0.6)
+    # 2 (keys and values) * layers * width * 2 bytes * 1503 steps
+    assert memory.cache_bytes(shape, shape.steps(30.0), torch.bfloat16) / MIB == pytest.approx(mib, abs=0.6)
+
+
+def test_the_codec_takes_fewer_clips_at_once_the_longer_they_are():
+    assert [memory.codec_batch(seconds * 32_000) for seconds in (5, 10, 30, 100)] == [16, 8, 2, 1]
 
 
 def test_what_training_takes_grows_as_it_should():

@@ -15,6 +15,7 @@ from alignment.db.versions import find_version
 from alignment.domain import GenerationConfig, Version
 from alignment.errors import DataError, ModelError
 from alignment.music import checkpoint
+from alignment.rewards.licences import UNKNOWN, licence_of_folder
 from alignment.versions import register_base
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def add_base(ws: Workspace, name: str, source: str, *, licence: str | None = Non
             f"{name} stands for a base of other weights ({known.base_sha256[:12]}; {source} is {sha256[:12]}); choose "
             "another name."
         )
+    folder = _folder(source)
+    if licence is None and folder is not None and (found := licence_of_folder(folder)) != UNKNOWN:
+        licence = found
     return register_base(
         ws.database, name=name, base=source, base_sha256=sha256, listening=_listening(source), licence=licence
     )

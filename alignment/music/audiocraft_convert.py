@@ -83,8 +83,8 @@ def import_checkpoint(
 def export_checkpoint(model: MusicModel, folder: str | Path, *, note: str = "") -> dict[str, Any]:
     """Write ``model``, its adapter merged, to ``folder`` as audiocraft loads it; what was written.
 
-    In float32, whatever the model is held in; ``note`` ends its card. A text encoder that audiocraft does not know by name is written beside.
-    Raises ModelError when the folder is not empty."""
+    In float32, whatever the model is held in; ``note`` ends its card. A text encoder that audiocraft does not know by
+    name is written beside. Raises ModelError when the folder is not empty."""
     state, hf = merged_tensors(model.hf), model.hf
     transposed = frozenset(
         name for name, module in hf.audio_encoder.named_modules() if isinstance(module, nn.ConvTranspose1d)

@@ -27,7 +27,7 @@ LORA_INPUTS = 11  # of them again in float32 where the base is held in half prec
 LOGIT_COPIES = 15  # of B x K x S x V in float32, in the forward and backward pass of the log-probabilities
 CODEC_BYTES = 25  # a sample and filter, while EnCodec decodes
 PACKING, CACHE_GROWTH = 1.3, 1.25  # while weights are packed; a cache that grows is there twice for a moment
-CODEC_BATCH = 16  # clips that codec.render decodes at once
+CODEC_SAMPLES = 2_560_000  # that the codec decodes or encodes at once, at most: 16 clips of 5 s at 32 kHz
 RESERVE = 0.1  # of the device's memory, for what torch and the allocator keep for themselves
 
 
@@ -112,6 +112,16 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2g} GiB" if size < 10 * GIB else f"{size / GIB:.0f} GiB"
 
 
+def codec_batch(samples: float) -> int:
+    """How many streams of that many samples the codec takes at once, at least 1."""
+    return max(1, int(CODEC_SAMPLES // max(1, samples)))
+
+
+def cache_bytes(shape: Shape, positions: int, dtype: torch.dtype) -> int:
+    """Keys and values of attention at ``positions`` steps, summed over all rows."""
+    return 2 * shape.layers * shape.width * positions * dtype.itemsize
+
+
 def loading(shape: Shape, dtype: torch.dtype) -> Estimate:
     """Holding the model: decoder and text encoder in ``dtype``, the codec in float32."""
     size = dtype.itemsize
@@ -126,12 +136,12 @@ def generation(
     size, rows = dtype.itemsize, clips * (1 if guidance == 1.0 else 2)
     steps = shape.steps(seconds)
     samples = seconds * shape.sample_rate_hz * shape.channels
-    cache = 2 * shape.layers * shape.width * (rows * steps + clips * text_tokens)
+    at_once = min(clips * shape.channels, codec_batch(samples / shape.channels)) * samples / shape.channels
     singing = {
-        "cache": int(CACHE_GROWTH * cache * size),
+        "cache": int(CACHE_GROWTH * cache_bytes(shape, rows * steps + clips * text_tokens, dtype)),
         "logits": LOGIT_COPIES * clips * shape.codebooks * shape.codebook_size * 4,
     }
-    decoding = {"codec": int((CODEC_BYTES * shape.codec_filters * min(clips, CODEC_BATCH) + 8 * clips) * samples)}
+    decoding = {"codec": int(CODEC_BYTES * shape.codec_filters * at_once + 8 * clips * samples)}
     return Estimate(
         {
             **loading(shape, dtype).parts,
