@@ -52,11 +52,16 @@ def generate_clips(
     progress(done, len(wanted))
     if missing:
         from alignment.music.codec import render
+        from alignment.music.memory import rollout_batch
         from alignment.music.sampler import sample
 
         policy = ws.policy(version)
-        for start in range(0, len(missing), BATCH):
-            batch, began = missing[start : start + BATCH], time.monotonic()
+        size = rollout_batch(
+            policy, min(BATCH, len(missing)), seconds=generation.clip_seconds, guidance=generation.guidance,
+            what=f"Singing with {version_name}",
+        )  # fmt: skip
+        for start in range(0, len(missing), size):
+            batch, began = missing[start : start + size], time.monotonic()
             codes = sample(
                 policy, [prompt.text for prompt, _ in batch], generation=generation, seeds=[one for _, one in batch]
             ).codes  # (B, K, T)

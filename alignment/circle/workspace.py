@@ -71,10 +71,12 @@ class Workspace:
     def base_model(self, source: str) -> MusicModel:
         """The base without adapter, loaded once."""
         from alignment.music.model import MusicModel
+        from alignment.music.placement import choose
 
         if source not in self._models:
             self._models.clear()
-            self._models[source] = MusicModel.load(source)
+            place = choose()
+            self._models[source] = MusicModel.load(source, device=place.device, dtype=place.dtype)
         model = self._models[source]
         model.remove_adapter()
         return model
@@ -89,10 +91,11 @@ class Workspace:
 
     @property
     def encoder(self) -> ClapEncoder:
+        from alignment.music.placement import choose
         from alignment.rewards.encoder import ClapEncoder
 
         if self._encoder is None:
-            self._encoder = ClapEncoder()
+            self._encoder = ClapEncoder(device=choose().device)
         return self._encoder
 
     def embed_audio(self, sha256s: Iterable[str], progress: Progress = no_progress) -> dict[str, np.ndarray]:

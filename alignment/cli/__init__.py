@@ -21,6 +21,7 @@ from alignment.cli import (
     imports,
     jobs,
     leaderboard,
+    model_files,
     models,
     reproduce,
     reward,
@@ -60,6 +61,7 @@ app.add_typer(gate.app, name="gate")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(versions.app, name="versions")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(model_files.app, name="models")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(imports.app, name="import")
 app.add_typer(exports.app, name="export")

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignment.cli.align_dpo import Config, dpo
-from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace, settings_of, table
+from alignment.cli.common import (
+    AsJson,
+    DatabaseUrl,
+    Device,
+    Dtype,
+    Home,
+    SeedOrRecipe,
+    bar,
+    emit,
+    open_workspace,
+    settings_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from alignment.circle.align_run import Run
@@ -56,6 +68,8 @@ def expert(
     config: Config = None,
     resume: Resume = False,
     seed: SeedOrRecipe = None,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -84,6 +98,8 @@ def ppo(
     config: Config = None,
     resume: Resume = False,
     seed: SeedOrRecipe = None,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -108,6 +124,8 @@ def run(
     resume: Resume = False,
     job: Annotated[str | None, typer.Option(help="Id of the job that asks for it.", show_default=False)] = None,
     seed: SeedOrRecipe = None,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -133,6 +151,8 @@ def best_of_n(
     reward_model: Reward = None,
     watch: WatchedBy = None,
     seed: SeedOrRecipe = None,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace, settings_of
+from alignment.cli.common import (
+    AsJson,
+    DatabaseUrl,
+    Device,
+    Dtype,
+    Home,
+    SeedOrRecipe,
+    bar,
+    emit,
+    open_workspace,
+    settings_of,
+)
 
 Config = Annotated[Path | None, typer.Option(help="Recipe (YAML).", show_default=False)]
 
@@ -24,6 +35,8 @@ def dpo(
     config: Config = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of this run.")] = False,
     seed: SeedOrRecipe = None,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,

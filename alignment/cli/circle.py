@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, Seed, bar, emit, open_workspace
+from alignment.cli.common import AsJson, DatabaseUrl, Device, Dtype, Home, Seed, bar, emit, open_workspace
 
 PromptSplit = Annotated[str, typer.Option("--split", help="train, valid, test or leaderboard.")]
 
@@ -39,6 +39,8 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all.")] = 0,
     guidance: Annotated[float, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none.")] = 1.0,
     seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,

@@ -34,6 +34,34 @@ SeedOrRecipe = Annotated[
 ]
 
 
+def _remember(variable: str) -> Any:
+    """An option that stands in the environment from then on: for everything that loads a model in this process, and
+    for the processes that it starts."""
+
+    def keep(value: str | None) -> str | None:
+        if value is not None:
+            os.environ[variable] = value
+        return value
+
+    return keep
+
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        callback=_remember("ATTUNE_DEVICE"), show_default=False,
+        help="auto, cpu, mps, cuda or cuda:N; default ATTUNE_DEVICE, else what is there.",
+    ),
+]  # fmt: skip
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        callback=_remember("ATTUNE_DTYPE"), show_default=False,
+        help="auto, fp32, bf16 or fp16; default ATTUNE_DTYPE, else fp32 on a CPU and bf16 on a GPU.",
+    ),
+]  # fmt: skip
+
+
 def settings_of(home: Path | None, database: str | None) -> Settings:
     """Options before environment before defaults."""
     if home is not None:

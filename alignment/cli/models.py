@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, SeedOrRecipe, bar, emit, open_workspace, settings_of
+from alignment.cli.common import (
+    AsJson,
+    DatabaseUrl,
+    Device,
+    Dtype,
+    Home,
+    SeedOrRecipe,
+    bar,
+    emit,
+    open_workspace,
+    settings_of,
+)
 
 reward = typer.Typer(no_args_is_help=True, help="Reward models.")
 Config = Annotated[Path | None, typer.Option(help="Recipe (YAML).", show_default=False)]
@@ -25,6 +36,8 @@ def train(
     snapshot: Annotated[str, typer.Option(help="Snapshot to learn from.")],
     config: Config = None,
     seed: SeedOrRecipe = None,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -62,6 +75,8 @@ def train(
 def score(
     name: Annotated[str, typer.Argument(help="Name of the reward model.")],
     study: Annotated[str, typer.Option(help="Study whose clips are scored.")],
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,

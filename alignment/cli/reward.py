@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, bar, emit, open_workspace
+from alignment.cli.common import AsJson, DatabaseUrl, Device, Dtype, Home, bar, emit, open_workspace
 
 
 def card(
@@ -26,6 +26,8 @@ def card(
     page: Annotated[
         Path | None, typer.Option(help="HTML file to write; default cards/NAME.html in --home.", show_default=False)
     ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,

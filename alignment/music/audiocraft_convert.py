@@ -80,11 +80,11 @@ def import_checkpoint(
     }
 
 
-def export_checkpoint(model: MusicModel, folder: str | Path) -> dict[str, Any]:
+def export_checkpoint(model: MusicModel, folder: str | Path, *, note: str = "") -> dict[str, Any]:
     """Write ``model``, its adapter merged, to ``folder`` as audiocraft loads it; what was written.
 
-    In float32, whatever the model is held in. A text encoder that audiocraft does not know by name is written beside.
-    Raises ModelError when the folder is not empty."""
+    In float32, whatever the model is held in; ``note`` ends its card. A text encoder that audiocraft does not know by
+    name is written beside. Raises ModelError when the folder is not empty."""
     state, hf = merged_tensors(model.hf), model.hf
     transposed = frozenset(
         name for name, module in hf.audio_encoder.named_modules() if isinstance(module, nn.ConvTranspose1d)
@@ -102,7 +102,7 @@ def export_checkpoint(model: MusicModel, folder: str | Path) -> dict[str, Any]:
         if known is None:
             hf.text_encoder.save_pretrained(partial / TEXT_FOLDER)
             model.tokenizer.save_pretrained(partial / TEXT_FOLDER)
-        (partial / "README.md").write_text(_exported_card(model, known), encoding="utf-8")
+        (partial / "README.md").write_text(_exported_card(model, known, note), encoding="utf-8")
     return {
         "folder": str(folder),
         "parameters": sum(tensor.numel() for tensor in lm.values()),
@@ -202,16 +202,17 @@ def _imported_card(source: Path, licence: str | None) -> str:
     return f"{front}# {source.name}\n\nA native audiocraft checkpoint, imported into transformers' format. {said}\n"
 
 
-def _exported_card(model: MusicModel, known: str | None) -> str:
+def _exported_card(model: MusicModel, known: str | None, note: str) -> str:
     text = (
         f"Its text encoder is {known}, which audiocraft fetches itself."
         if known
-        else f"Its text encoder is its own, in `{TEXT_FOLDER}/`. audiocraft takes text encoders by name only: before "
-        f"loading, run `T5Conditioner.MODELS.append(path)` and `T5Conditioner.MODELS_DIMS[path] = "
-        f"{model.hf.config.text_encoder.d_model}` with the path that its config names."
+        else f"Its text encoder is its own, in `{TEXT_FOLDER}/`. audiocraft takes text encoders by name only: in "
+        f"this folder, before loading, run `from audiocraft.modules import conditioners as c; "
+        f"c.T5Conditioner.MODELS.append('{TEXT_FOLDER}'); c.T5Conditioner.MODELS_DIMS['{TEXT_FOLDER}'] = "
+        f"{model.hf.config.text_encoder.d_model}; c.T5Tokenizer = transformers.AutoTokenizer`."
     )
     merged = " with its adapter merged" if model.has_adapter else ""
     return (
         f"# {model.source}\n\nA MusicGen for audiocraft {VERSION}, exported{merged} from base {model.base_sha256}. "
-        f"{text} The licence is that of the base it was made from.\n"
+        f"{text} {note or 'Its licence is that of the base it was made from.'}\n"
     )

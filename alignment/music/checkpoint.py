@@ -7,6 +7,7 @@ own cache, then on the hub itself, unless HF_HUB_OFFLINE is set.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import ModelError
+from alignment.music import memory
 
 if TYPE_CHECKING:
     from transformers import MusicgenForConditionalGeneration
@@ -143,6 +145,8 @@ def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
     if not any((folder / name).is_file() for name in TOKENIZERS):
         # transformers would make up a tokenizer of its own.
         raise ModelError(f"{folder}: has no tokenizer ({' or '.join(TOKENIZERS)}); fetch the whole folder.")
+    size = 4 * sum(_numbers(path) for path in folder.glob("*.safetensors"))
+    memory.require_room(size, device="cpu", what=f"{folder}: reading it in float32")
     try:
         return _load(str(folder))
     except ModelError:
@@ -170,6 +174,9 @@ def _load(source: str) -> tuple[MusicgenForConditionalGeneration, Any]:
     if missing:
         # transformers would go on with random weights in their place.
         raise ModelError(f"{source}: its weights lack {len(missing)} tensors, first {missing[0]}; fetch it again.")
+    broken = [name for name, tensor in hf.named_parameters() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ModelError(f"{source}: {broken[0]} holds values that are not numbers; take another checkpoint.")
     return hf, tokenizer
 
 
@@ -198,6 +205,11 @@ def _check_config(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({line_of(error)}); fetch the model again.") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind == "musicgen_melody":
+        raise ModelError(
+            f"{folder}: is a melody model (musicgen_melody), not a MusicGen for text: it reads its prompt before the "
+            "clip, a path that Attune does not have; take facebook/musicgen-medium, of the same size, or -large."
+        )
     if kind != "musicgen":
         raise ModelError(f"{folder}: is a {kind or 'model of no known type'}, not a MusicGen; give a MusicGen folder.")
 
@@ -220,6 +232,29 @@ def _check_weights(folder: Path) -> None:
                 handle.keys()
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{path}: is damaged ({line_of(error)}); fetch it again.") from None
+
+
+def _numbers(path: Path) -> int:
+    """How many numbers a safetensors file holds, by its head."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as handle:
+        return sum(math.prod(handle.get_slice(name).get_shape()) for name in handle.keys())
+
+
+def decoder_parameters(folder: Path) -> int | None:
+    """How many parameters the decoder of the folder's checkpoint has, by the heads of its files."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="np") as handle:
+                names = [name for name in handle.keys() if name.startswith("decoder.")]
+                count += sum(math.prod(handle.get_slice(name).get_shape()) for name in names)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return count or None
 
 
 def line_of(error: BaseException) -> str:

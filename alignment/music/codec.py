@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from alignment.errors import ShapeError
+from alignment.music.memory import codec_batch
 from alignment.music.model import MusicModel
 
 
 def decode(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = 16) -> np.ndarray:
     """Audio (B, samples) float32 of codes (B, K, T) as scorers and metrics hear it: stereo mixed to one channel.
 
-    samples = T * sample_rate_hz / frame_rate_hz. Decoding is deterministic. Batches keep memory flat: a 4 s clip needs
-    some 10 MB while it is decoded."""
+    samples = T * sample_rate_hz / frame_rate_hz. Decoding is deterministic. Batches keep memory flat, smaller ones
+    for longer clips."""
     audio = render(model, codes, batch_size=batch_size)
     return audio if audio.ndim == 2 else audio.mean(axis=2)
 
@@ -30,6 +31,7 @@ def render(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = 1
     codes = _codes(model, codes)
     samples = codes.shape[2] * model.samples_per_frame
     codec, pieces = model.hf.audio_encoder, []
+    batch_size = _at_once(model, batch_size, samples)
     for start in range(0, len(codes), batch_size):
         part = _split(model, codes[start : start + batch_size].to(model.device))  # (b * channels, K / channels, T)
         audio = codec.decode(part[None], [None]).audio_values  # (b * channels, 1, samples)
@@ -55,6 +57,7 @@ def encode(model: MusicModel, audio: Tensor | np.ndarray, *, batch_size: int = 1
             f"Found audio of shape {tuple(audio.shape)}; needs (B, samples){channels}, at least one frame."
         )
     codec, pieces = model.hf.audio_encoder, []
+    batch_size = _at_once(model, batch_size, audio.shape[1])
     for start in range(0, len(audio), batch_size):
         part = audio[start : start + batch_size].transpose(1, 2).flatten(0, 1)[:, None]  # (b * channels, 1, samples)
         codes = codec.encode(part.to(model.device), bandwidth=model.bandwidth_kbps).audio_codes[0]
@@ -62,6 +65,10 @@ def encode(model: MusicModel, audio: Tensor | np.ndarray, *, batch_size: int = 1
     if not pieces:
         return torch.zeros(0, model.codebooks, 0, dtype=torch.int64)
     return torch.cat(pieces)
+
+
+def _at_once(model: MusicModel, batch_size: int, samples: int) -> int:
+    return max(1, min(batch_size, codec_batch(samples) // model.channels))
 
 
 def _split(model: MusicModel, codes: Tensor) -> Tensor:

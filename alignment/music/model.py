@@ -15,7 +15,7 @@ from alignment.config import LoraSettings
 from alignment.domain import GenerationConfig
 from alignment.errors import ModelError, ShapeError
 from alignment.music import adapter as adapters
-from alignment.music import checkpoint
+from alignment.music import checkpoint, memory
 from alignment.music.delay import apply_delay, undo_delay
 from alignment.music.distribution import guide, token_logprobs
 from alignment.music.text import TextBatch, null_text
@@ -67,6 +67,9 @@ class MusicModel:
         Raises ModelError, in one sentence, for anything else."""
         hf, tokenizer, name = checkpoint.read(source)
         model = cls(hf, tokenizer, source=name)  # the checksum is taken before any cast
+        if torch.device(device).type != "cpu":
+            size = memory.loading(memory.Shape.of_model(model), dtype).total
+            memory.require_room(size, device=device, what=f"{name}: its weights in {str(dtype).removeprefix('torch.')}")
         if dtype != torch.float32:
             for part in (hf.text_encoder, hf.decoder, getattr(hf, "enc_to_dec_proj", None)):
                 if part is not None:

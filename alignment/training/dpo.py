@@ -20,10 +20,11 @@ from transformers.trainer_utils import set_seed
 
 from alignment.config import DpoSettings
 from alignment.errors import ConfigError
+from alignment.music.memory import require_training_fits
 from alignment.training.arguments import training_arguments
 from alignment.training.batches import PairDataset, PolicyModule, collate
 from alignment.training.checkpoint import adapter_sha256, open_run
-from alignment.training.examples import DpoExample, check_examples, examples_from_pairs, examples_sha256
+from alignment.training.examples import DpoExample, check_examples, examples_from_pairs, examples_sha256, most_frames
 from alignment.training.losses import chosen_nll, labelled_dpo_loss
 from alignment.training.trainer import (
     AdapterTrainer,
@@ -79,6 +80,10 @@ def train_dpo(
         )
     for part in (examples, valid) if valid else (examples,):
         check_examples(part, codebooks=model.codebooks, codebook_size=model.codebook_size)
+    require_training_fits(
+        model, settings.per_device_train_batch_size, frames=most_frames([*examples, *valid]), lora=settings.lora,
+        checkpointing=settings.gradient_checkpointing, what="DPO", clips_each=2,
+    )  # fmt: skip
     arguments = _arguments(settings, run_dir, model.device)
     about = {
         "settings": settings.model_dump(mode="json", exclude={"report_to"}),

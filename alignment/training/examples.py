@@ -84,6 +84,11 @@ def check_examples(
         raise DataError(f"All {len(examples)} pairs are ties, which say nothing of what is better; collect more votes.")
 
 
+def most_frames(examples: Sequence[DpoExample] | Sequence[ClipExample]) -> int:
+    """T of the longest clip."""
+    return max(np.shape(codes)[1] for example in examples for _, codes in _sides(example))
+
+
 def examples_sha256(examples: Sequence[DpoExample] | Sequence[ClipExample]) -> str:
     """sha256, hex, of the examples in their order: what ties a run folder to its data."""
     digest = hashlib.sha256()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alignment.config import PpoSettings
 from alignment.errors import TrainingError
+from alignment.music.memory import rollout_batch
 from alignment.music.sampler import sample
 from alignment.music.text import TextBatch, encode_prompts
 from alignment.training.advantages import gae, grpo, rloo
@@ -25,6 +26,7 @@ from alignment.training.value import ValueHead, decoder_states
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
+ROLLOUT_BATCH = 128  # clips sung at once, where there is room
 MOST_DRIFT = 0.05  # nats a code between sampler and trainer; bf16 gives some 0.005
 
 
@@ -85,7 +87,12 @@ def collect(
     group, mine = settings.num_generations, ranks.share(len(prompts))
     seeds = clip_seeds(len(prompts) * group, step, settings.seed)[mine.start * group : mine.stop * group]
     sung = [prompts[i] for i in mine for _ in range(group)]
-    rollout = sample(model, sung, generation=settings.generation.to_domain(), seeds=seeds)
+    generation = settings.generation.to_domain()
+    size = rollout_batch(
+        model, min(len(sung), ROLLOUT_BATCH), seconds=generation.clip_seconds, guidance=generation.guidance,
+        what=f"Step {step}: a rollout",
+    )  # fmt: skip
+    rollout = sample(model, sung, generation=generation, seeds=seeds, batch_size=max(1, size))
     rewards = checked_rewards(reward(sung, rollout.codes), sung, step=step)
     refuse_constant(ranks.join(rewards.total), step=step)
     text = encode_prompts(model, sung)

@@ -18,10 +18,11 @@ from transformers.trainer_utils import set_seed
 
 from alignment.config import ExpertSettings
 from alignment.errors import ConfigError
+from alignment.music.memory import require_training_fits
 from alignment.training.arguments import training_arguments
 from alignment.training.batches import ClipDataset, PolicyModule, collate_clips
 from alignment.training.checkpoint import adapter_sha256, open_run
-from alignment.training.examples import ClipExample, check_examples, examples_sha256
+from alignment.training.examples import ClipExample, check_examples, examples_sha256, most_frames
 from alignment.training.losses import chosen_nll
 from alignment.training.trainer import (
     AdapterTrainer,
@@ -57,6 +58,10 @@ def train_expert(
             f"eval_steps is {settings.eval_steps} and there is no watch; expert iteration stops early by a watch alone."
         )
     check_examples(examples, codebooks=model.codebooks, codebook_size=model.codebook_size)
+    require_training_fits(
+        model, settings.per_device_train_batch_size, frames=most_frames(examples), lora=settings.lora,
+        checkpointing=settings.gradient_checkpointing, what="Expert iteration",
+    )  # fmt: skip
     arguments = training_arguments(settings, run_dir, model.device)
     about = {
         "settings": settings.model_dump(mode="json", exclude={"report_to"}),

@@ -20,6 +20,7 @@ import torch
 
 from alignment.config import PpoSettings
 from alignment.errors import ConfigError, DataError, TrainingError
+from alignment.music.memory import require_training_fits
 from alignment.training.batches import PolicyModule
 from alignment.training.checkpoint import adapter_sha256, last_good, open_run, save_adapter
 from alignment.training.experience import Experience, collect, frozen_adapter, prompts_of_step
@@ -77,6 +78,11 @@ def train_ppo(
         "start": f"{reference} {adapter_sha256(model)}",
     }
     ranks = Ranks(model.device)
+    frames, clips = model.frames(settings.generation.clip_seconds), settings.rollout_prompts * settings.num_generations
+    require_training_fits(
+        model, min(settings.per_device_train_batch_size, clips), frames=frames, lora=settings.lora,
+        checkpointing=settings.gradient_checkpointing, what="PPO",
+    )  # fmt: skip
     checkpoint = open_run(run_dir, about, resume=resume)
     if not model.has_adapter:
         model.add_adapter(settings.lora, seed=settings.seed)

@@ -1,0 +1,127 @@
+"""Memory before a run: counted from the published shapes, and a run that cannot fit refused with what would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import MusicgenForConditionalGeneration
+
+from alignment.config import DpoSettings, LoraSettings
+from alignment.errors import ModelError
+from alignment.music import checkpoint, memory
+from alignment.music.memory import GIB, Shape
+from alignment.music.published import PUBLISHED, published_config
+from tests.music_support import make_tiny_music
+
+TEXT_ONLY = [name for name, shape in PUBLISHED.items() if not shape.melody]
+MIB = 2**20
+
+
+@pytest.mark.parametrize("name", TEXT_ONLY)
+def test_a_published_checkpoints_parameters_are_counted_to_the_last(name: str):
+    config = published_config(name)
+    with torch.device("meta"), checkpoint.quiet():
+        hf = MusicgenForConditionalGeneration(config)
+    checkpoint.require_supported(hf, name)
+    assert Shape.of(config).decoder_parameters == sum(p.numel() for p in hf.decoder.parameters())
+
+
+def test_published_decoders_have_their_known_sizes():
+    millions = {name: round(Shape.of(published_config(name)).decoder_parameters / 1e6) for name in TEXT_ONLY[:3]}
+    assert list(millions.values()) == [420, 1838, 3255]  # 300M, 1.5B, 3.3B in the paper, embeddings and heads apart
+
+
+def test_an_adapters_parameters_are_counted_to_the_last():
+    model = make_tiny_music()
+    for groups in (("self_attention",), ("self_attention", "cross_attention", "feed_forward", "heads")):
+        lora = LoraSettings(r=3, target_modules=groups)
+        model.add_adapter(lora)
+        counted = sum(p.numel() for p in model.trainable_parameters())
+        model.remove_adapter()
+        assert Shape.of_model(model).adapter_parameters(lora) == counted
+
+
+@pytest.mark.parametrize(("name", "mib"), [("small", 141), ("medium", 423), ("large", 564)])
+def test_the_cache_of_a_thirty_second_clip_has_its_known_size(name: str, mib: int):
+    shape = Shape.of(published_config(f"facebook/musicgen-{name}"))
+    # 2 (keys and values) * layers * width * 2 bytes * 1503 steps
+    assert memory.cache_bytes(shape, shape.steps(30.0), torch.bfloat16) / MIB == pytest.approx(mib, abs=0.6)
+
+
+def test_the_codec_takes_fewer_clips_at_once_the_longer_they_are():
+    assert [memory.codec_batch(seconds * 32_000) for seconds in (5, 10, 30, 100)] == [16, 8, 2, 1]
+
+
+def test_what_training_takes_grows_as_it_should():
+    shape, lora = Shape.of(published_config("facebook/musicgen-small")), LoraSettings()
+    plain = {"clips": 2, "seconds": 10.0, "lora": lora, "dtype": torch.float32}
+    one = memory.training(shape, **plain).parts
+    two = memory.training(shape, **plain | {"clips": 4}).parts
+    saved = memory.training(shape, **plain, checkpointing=True).parts
+    half = memory.training(shape, **plain | {"dtype": torch.bfloat16}).parts
+    assert two["activations"] == 2 * one["activations"] and two["weights"] == one["weights"]
+    assert saved["activations"] < one["activations"] / 10
+    assert half["adapter"] == one["adapter"] == 4 * shape.adapter_parameters(lora)  # LoRA stays in float32
+    assert one["gradients and optimizer"] == 3 * one["adapter"]
+    decoder_and_text = shape.decoder_parameters + shape.text_parameters
+    assert one["weights"] - half["weights"] == 2 * decoder_and_text
+
+
+def test_a_run_that_cannot_fit_names_its_parts_and_what_would(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ATTUNE_MEMORY", "24")
+    shape = Shape.of(published_config("facebook/musicgen-large"))
+
+    def estimate(count: int) -> memory.Estimate:
+        return memory.training(shape, clips=2 * count, seconds=30, lora=LoraSettings(), dtype=torch.bfloat16)
+
+    with pytest.raises(ModelError) as caught:
+        memory.require_fits(estimate, 4, device="cuda:0", what="DPO", smaller="a batch of")
+    message = str(caught.value)
+    assert "weights 6" in message and "activations" in message and "24 GiB free" in message
+    assert "not even a batch of 1" in message or "a batch of 1 would need" in message
+    monkeypatch.setenv("ATTUNE_MEMORY", "0")
+    assert memory.require_fits(estimate, 4, device="cpu", what="DPO", smaller="a batch of").total > 24 * GIB
+
+
+def test_the_batch_that_would_fit_is_the_largest():
+    def estimate(count: int) -> memory.Estimate:
+        return memory.Estimate({"fixed": 2 * GIB, "clips": count * GIB})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTUNE_MEMORY", "10")  # of which a tenth is kept: 9, so 7 clips
+        with pytest.raises(ModelError, match="a batch of 7 would need 9 GiB"):
+            memory.require_fits(estimate, 8, device="cpu", what="It", smaller="a batch of")
+        memory.require_fits(estimate, 7, device="cpu", what="It", smaller="a batch of")
+        memory.require_fits(estimate, 9, device="cpu", what="It", smaller="a batch of", held=2 * GIB)
+
+
+def test_rollouts_take_the_batch_that_fits_and_trainings_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    from alignment.training.dpo import train_dpo
+    from tests.training_support import random_examples
+
+    model = make_tiny_music()
+    wanted = {"seconds": 30.0, "guidance": 3.0, "what": "Singing"}
+    assert memory.rollout_batch(model, 64, **wanted) == 64
+    monkeypatch.setenv("ATTUNE_MEMORY", "0.05")  # 51 MiB
+    found = memory.rollout_batch(model, 64, **wanted)
+    assert 1 <= found < 64
+    monkeypatch.setenv("ATTUNE_MEMORY", "0.001")
+    with pytest.raises(ModelError, match="Singing needs about .* not even a batch of 1"):
+        memory.rollout_batch(model, 64, **wanted)
+    with pytest.raises(ModelError, match="DPO needs about .*gradient_checkpointing, or per_device"):
+        train_dpo(model, random_examples(model, ["flute"]), DpoSettings(), tmp_path / "run")
+    assert not (tmp_path / "run").exists() and not model.has_adapter
+    monkeypatch.setenv("ATTUNE_MEMORY", "much")
+    with pytest.raises(ModelError, match="a number of GiB"):
+        memory.rollout_batch(model, 1, **wanted)
+
+
+def test_a_checkpoint_too_large_to_read_is_refused_before_it_is_read(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    from alignment.music.model import MusicModel
+    from tests.music_support import save_tiny_music
+
+    folder = save_tiny_music(tmp_path / "model")
+    monkeypatch.setenv("ATTUNE_MEMORY", "0.0001")
+    monkeypatch.setattr(checkpoint, "_load", lambda source: pytest.fail("it was read"))
+    with pytest.raises(ModelError, match="reading it in float32 takes .* GiB free"):
+        MusicModel.load(folder)
