@@ -35,21 +35,23 @@ class Shape:
     text_width: int
     ratios: tuple[int, ...]  # of the codec: their product is the samples a frame
     sample_rate_hz: int
+    filters: int = 2  # of the codec where it is wanted whole; rollouts are raced without a codec
 
 
 # musicgen-small's are the published ones (arXiv:2306.05284; its config.json on the hub). "nano" is for tests.
 RANDOM_SHAPES = {
-    "musicgen-small": Shape(24, 1024, 16, 4, 2048, 768, (8, 5, 4, 4), 32_000),
+    "musicgen-small": Shape(24, 1024, 16, 4, 2048, 768, (8, 5, 4, 4), 32_000, 64),
     "nano": Shape(2, 32, 4, 4, 64, 24, (8, 5, 4, 2), 16_000),
 }
 
 
-def load_shape(name: str, *, full_precision: bool = False) -> MusicModel:
+def load_shape(name: str, *, full_precision: bool = False, whole_codec: bool = False) -> MusicModel:
     """attune-tiny as it ships; any other shape with random weights, wide enough apart that greedy codes vary.
 
     All are float32 tensors of float16 numbers, as attune-tiny is stored; ``full_precision`` makes them numbers that
-    float16 does not hold, as those of a policy with its adapter merged."""
-    model = MusicModel.load("tiny") if name == "attune-tiny" else _random_model(name, RANDOM_SHAPES[name])
+    float16 does not hold, as those of a policy with its adapter merged. The codec is a small one unless wanted whole,
+    of the published filters."""
+    model = MusicModel.load("tiny") if name == "attune-tiny" else _random_model(name, RANDOM_SHAPES[name], whole_codec)
     if full_precision:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -165,7 +167,7 @@ def audiocraft_generate(model: MusicModel) -> Sampler:
     return run
 
 
-def _random_model(name: str, shape: Shape) -> MusicModel:
+def _random_model(name: str, shape: Shape, whole_codec: bool) -> MusicModel:
     from transformers import (
         AutoTokenizer,
         EncodecConfig,
@@ -181,9 +183,10 @@ def _random_model(name: str, shape: Shape) -> MusicModel:
         num_layers=2, num_heads=4, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     frame_rate_hz = shape.sample_rate_hz / torch.tensor(shape.ratios).prod().item()
+    filters, size, lstm = (shape.filters, 128, 2) if whole_codec else (2, 16, 1)
     codec = EncodecConfig(
-        sampling_rate=shape.sample_rate_hz, audio_channels=1, num_filters=2, hidden_size=16, codebook_dim=16,
-        num_lstm_layers=1, upsampling_ratios=list(shape.ratios), codebook_size=shape.codebook_size, normalize=False,
+        sampling_rate=shape.sample_rate_hz, audio_channels=1, num_filters=filters, hidden_size=size, codebook_dim=size,
+        num_lstm_layers=lstm, upsampling_ratios=list(shape.ratios), codebook_size=shape.codebook_size, normalize=False,
         target_bandwidths=[frame_rate_hz * shape.codebooks * (shape.codebook_size.bit_length() - 1) / 1000],
     )  # fmt: skip
     pad = shape.codebook_size
@@ -200,6 +203,8 @@ def _random_model(name: str, shape: Shape) -> MusicModel:
                 if parameter.ndim == 2:  # the library's defaults make every distribution nearly flat
                     parameter.normal_(std=0.5 if "embed" in parameter_name else parameter.shape[1] ** -0.5)
                 parameter.copy_(parameter.half())
+            for layer in hf.audio_encoder.quantizer.layers:
+                layer.codebook.embed.normal_()  # the library's default is zeros: silence whatever the codes
     for field in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
         setattr(hf.generation_config, field, pad)
     return MusicModel(hf, tokenizer, source=name)
