@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from alignment.domain import GenerationConfig
 from alignment.errors import ModelError
 from alignment.music import audiocraft
 from alignment.music.checkpoint import TINY
+from alignment.music.delay import delayed_steps
 from alignment.music.model import MusicModel
 from alignment.music.sampler import sample
 from alignment.music.text import encode_prompts
@@ -78,6 +80,30 @@ def describe(model: MusicModel, seconds: float) -> dict[str, Any]:
     }
 
 
+def bytes_read(model: MusicModel, clips: int, frames: int, guidance: float) -> int:
+    """Bytes that a rollout cannot but read: every step the decoder's weights once and the keys and values so far.
+
+    The unconditional half of guidance has keys and values of its own; prompts' are left out, being few."""
+    decoder, size = model.hf.decoder, model.dtype.itemsize
+    layers = decoder.model.decoder.layers
+    weights = sum(p.numel() for part in (layers, decoder.lm_heads) for p in part.parameters()) * size
+    steps = delayed_steps(frames, model.codebooks, model.channels)
+    rows = clips * (1 if guidance == 1.0 else 2)
+    cached = sum(range(1, steps + 1)) * rows * 2 * len(layers) * model.width * size
+    return weights * steps + cached
+
+
+def read_bandwidth(device: str, now: Callable[[], float]) -> float:
+    """Bytes a second that a sum over 256 MB reads here, the best of five: the floor's denominator, measured."""
+    data = torch.ones(64 * 2**20, device=device)  # 256 MB
+    best = math.inf
+    for _ in range(5):
+        began = now()
+        data.sum()
+        best = min(best, now() - began)
+    return data.numel() * 4 / max(best, 1e-9)
+
+
 def equal_prompts(model: MusicModel, count: int) -> list[str]:
     """Captions of one and the same number of tokens, repeated if need be: audiocraft attends to padding."""
     by_length = defaultdict(list)
@@ -104,7 +130,7 @@ def transformers_generate(model: MusicModel) -> Sampler:
     """transformers' ``generate``, text encoder included; the codec it always calls is replaced while it runs."""
 
     def run(prompts: list[str], generation: GenerationConfig) -> Tensor:
-        tokens = model.tokenizer(prompts, return_tensors="pt", padding=True)
+        tokens = model.tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
         greedy = generation.top_k == 1
         drawing = {} if greedy else {"top_k": generation.top_k, "temperature": generation.temperature}
         caught: list[Tensor] = []
@@ -122,7 +148,7 @@ def transformers_generate(model: MusicModel) -> Sampler:
             )  # fmt: skip
         finally:
             del model.hf.audio_encoder.decode
-        return caught[0][0]
+        return caught[0][0].cpu()
 
     return run
 
@@ -132,7 +158,7 @@ def audiocraft_generate(model: MusicModel) -> Sampler:
 
     Its attention is torch's fused one (``memory_efficient``), as in the published MusicGen configs. It doubles the
     batch even at guidance 1: its code knows no other way with a prompt."""
-    native = audiocraft.to_audiocraft(model)
+    native = audiocraft.to_audiocraft(model).to(model.device, model.dtype)
     attributes = audiocraft.conditioning_attributes()
     for module in native.modules():
         if hasattr(module, "memory_efficient"):
@@ -148,7 +174,7 @@ def audiocraft_generate(model: MusicModel) -> Sampler:
         def forward(self, captions: list[str | None]) -> dict[str, tuple[Tensor, Tensor]]:
             given = [states[caption] for caption in captions if caption is not None]
             hidden = torch.stack(given + [torch.zeros_like(given[0])] * (len(captions) - len(given)))
-            return {"description": (hidden, torch.ones(hidden.shape[:2], dtype=torch.int64))}
+            return {"description": (hidden, torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device))}
 
     native.condition_provider = GivenText()
 
@@ -162,7 +188,7 @@ def audiocraft_generate(model: MusicModel) -> Sampler:
             conditions=[attributes(text={"description": prompt}) for prompt in prompts],
             max_gen_len=model.frames(generation.clip_seconds), use_sampling=generation.top_k != 1,
             temp=generation.temperature, top_k=generation.top_k, cfg_coef=generation.guidance,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
 
     return run
 

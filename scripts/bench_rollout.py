@@ -59,6 +59,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--guidance", type=given.from_one, default=3.0, help="1 for none; default 3")
     parser.add_argument("--top-k", type=given.count_or_none, default=250, help="0 for all codes; default 250")
     parser.add_argument("--full-precision", action="store_true", help="weights that float16 does not hold exactly")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--bf16", action="store_true", help="weights in bfloat16; greedy codes then differ a little")
     parser.add_argument("--cpu-time", action="store_true", help="time CPU, not wall: steadier on a busy machine")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args(arguments)
@@ -66,11 +68,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def race_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Ratios, frames a second and greedy agreement on one shape."""
+    import torch
+
     from alignment.domain import GenerationConfig
     from alignment.errors import DataError
     from scripts import bench_common as common
 
+    def now() -> float:
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+        return time.process_time() if options.cpu_time else time.perf_counter()
+
     model = common.load_shape(name, full_precision=options.full_precision)
+    model.hf.decoder.to(torch.bfloat16 if options.bf16 else torch.float32)
+    model.hf.enc_to_dec_proj.to(model.dtype)
+    model.hf.text_encoder.to(model.dtype)
+    model.hf.to(options.device)
     if options.top_k > model.codebook_size:
         raise DataError(
             f"{name} has {model.codebook_size} codes a book; top-k is {options.top_k} and may not be above."
@@ -88,15 +101,18 @@ def race_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
     result["greedy_codes_equal"] = {peer: bool((codes[peer] == codes["attune"]).all()) for peer in options.peers}
 
     result["frames_per_second"] = {}
+    bandwidth = common.read_bandwidth(options.device, now)
+    result["read_gb_per_second"] = round(bandwidth / 1e9, 1)
     for batch in options.batch:
         prompts = common.equal_prompts(model, batch)
         turns = {who: partial(run, prompts, generation) for who, run in contestants.items()}
-        clock = time.process_time if options.cpu_time else time.perf_counter
-        medians = race(turns, options.repeats, clock)
+        medians = race(turns, options.repeats, now)
         speeds = {who: batch * result["frames"] / median for who, median in medians.items()}
         faster = max(speeds[peer] for peer in options.peers)
         result["frames_per_second"][f"batch_{batch}"] = {who: round(speed, 1) for who, speed in speeds.items()}
         result[f"ratio_batch_{batch}"] = round(speeds["attune"] / faster, 2)
+        floor = common.bytes_read(model, batch, result["frames"], generation.guidance) / bandwidth
+        result[f"share_of_floor_batch_{batch}"] = round(floor / medians["attune"], 3)
         print(f"{name} batch {batch}: {result[f'ratio_batch_{batch}']} times the faster peer", file=sys.stderr)
     return result
 
@@ -117,6 +133,7 @@ def _conditions(options: argparse.Namespace) -> dict[str, Any]:
         "guidance": options.guidance,
         "top_k": options.top_k,
         "repeats": options.repeats,
+        "dtype": "bfloat16" if options.bf16 else "float32",
         "clock": "cpu" if options.cpu_time else "wall",
         "weights": "float32" if options.full_precision else "float32, each a float16 number",
         **given.machine(),
