@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from alignment.domain import GenerationConfig
 from alignment.errors import ModelError
 from alignment.music import audiocraft
 from alignment.music.checkpoint import TINY
+from alignment.music.delay import delayed_steps
 from alignment.music.model import MusicModel
 from alignment.music.sampler import sample
 from alignment.music.text import encode_prompts
@@ -35,21 +37,23 @@ class Shape:
     text_width: int
     ratios: tuple[int, ...]  # of the codec: their product is the samples a frame
     sample_rate_hz: int
+    filters: int = 2  # of the codec where it is wanted whole; rollouts are raced without a codec
 
 
 # musicgen-small's are the published ones (arXiv:2306.05284; its config.json on the hub). "nano" is for tests.
 RANDOM_SHAPES = {
-    "musicgen-small": Shape(24, 1024, 16, 4, 2048, 768, (8, 5, 4, 4), 32_000),
+    "musicgen-small": Shape(24, 1024, 16, 4, 2048, 768, (8, 5, 4, 4), 32_000, 64),
     "nano": Shape(2, 32, 4, 4, 64, 24, (8, 5, 4, 2), 16_000),
 }
 
 
-def load_shape(name: str, *, full_precision: bool = False) -> MusicModel:
+def load_shape(name: str, *, full_precision: bool = False, whole_codec: bool = False) -> MusicModel:
     """attune-tiny as it ships; any other shape with random weights, wide enough apart that greedy codes vary.
 
     All are float32 tensors of float16 numbers, as attune-tiny is stored; ``full_precision`` makes them numbers that
-    float16 does not hold, as those of a policy with its adapter merged."""
-    model = MusicModel.load("tiny") if name == "attune-tiny" else _random_model(name, RANDOM_SHAPES[name])
+    float16 does not hold, as those of a policy with its adapter merged. The codec is a small one unless wanted whole,
+    of the published filters."""
+    model = MusicModel.load("tiny") if name == "attune-tiny" else _random_model(name, RANDOM_SHAPES[name], whole_codec)
     if full_precision:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -74,6 +78,30 @@ def describe(model: MusicModel, seconds: float) -> dict[str, Any]:
         "frames": frames,
         "steps": frames + model.codebooks - 1,
     }
+
+
+def bytes_read(model: MusicModel, clips: int, frames: int, guidance: float) -> int:
+    """Bytes that a rollout cannot but read: every step the decoder's weights once and the keys and values so far.
+
+    The unconditional half of guidance has keys and values of its own; prompts' are left out, being few."""
+    decoder, size = model.hf.decoder, model.dtype.itemsize
+    layers = decoder.model.decoder.layers
+    weights = sum(p.numel() for part in (layers, decoder.lm_heads) for p in part.parameters()) * size
+    steps = delayed_steps(frames, model.codebooks, model.channels)
+    rows = clips * (1 if guidance == 1.0 else 2)
+    cached = sum(range(1, steps + 1)) * rows * 2 * len(layers) * model.width * size
+    return weights * steps + cached
+
+
+def read_bandwidth(device: str, now: Callable[[], float]) -> float:
+    """Bytes a second that a sum over 256 MB reads here, the best of five: the floor's denominator, measured."""
+    data = torch.ones(64 * 2**20, device=device)  # 256 MB
+    best = math.inf
+    for _ in range(5):
+        began = now()
+        data.sum()
+        best = min(best, now() - began)
+    return data.numel() * 4 / max(best, 1e-9)
 
 
 def equal_prompts(model: MusicModel, count: int) -> list[str]:
@@ -102,7 +130,7 @@ def transformers_generate(model: MusicModel) -> Sampler:
     """transformers' ``generate``, text encoder included; the codec it always calls is replaced while it runs."""
 
     def run(prompts: list[str], generation: GenerationConfig) -> Tensor:
-        tokens = model.tokenizer(prompts, return_tensors="pt", padding=True)
+        tokens = model.tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
         greedy = generation.top_k == 1
         drawing = {} if greedy else {"top_k": generation.top_k, "temperature": generation.temperature}
         caught: list[Tensor] = []
@@ -120,7 +148,7 @@ def transformers_generate(model: MusicModel) -> Sampler:
             )  # fmt: skip
         finally:
             del model.hf.audio_encoder.decode
-        return caught[0][0]
+        return caught[0][0].cpu()
 
     return run
 
@@ -130,7 +158,7 @@ def audiocraft_generate(model: MusicModel) -> Sampler:
 
     Its attention is torch's fused one (``memory_efficient``), as in the published MusicGen configs. It doubles the
     batch even at guidance 1: its code knows no other way with a prompt."""
-    native = audiocraft.to_audiocraft(model)
+    native = audiocraft.to_audiocraft(model).to(model.device, model.dtype)
     attributes = audiocraft.conditioning_attributes()
     for module in native.modules():
         if hasattr(module, "memory_efficient"):
@@ -146,7 +174,7 @@ def audiocraft_generate(model: MusicModel) -> Sampler:
         def forward(self, captions: list[str | None]) -> dict[str, tuple[Tensor, Tensor]]:
             given = [states[caption] for caption in captions if caption is not None]
             hidden = torch.stack(given + [torch.zeros_like(given[0])] * (len(captions) - len(given)))
-            return {"description": (hidden, torch.ones(hidden.shape[:2], dtype=torch.int64))}
+            return {"description": (hidden, torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device))}
 
     native.condition_provider = GivenText()
 
@@ -160,12 +188,12 @@ def audiocraft_generate(model: MusicModel) -> Sampler:
             conditions=[attributes(text={"description": prompt}) for prompt in prompts],
             max_gen_len=model.frames(generation.clip_seconds), use_sampling=generation.top_k != 1,
             temp=generation.temperature, top_k=generation.top_k, cfg_coef=generation.guidance,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
 
     return run
 
 
-def _random_model(name: str, shape: Shape) -> MusicModel:
+def _random_model(name: str, shape: Shape, whole_codec: bool) -> MusicModel:
     from transformers import (
         AutoTokenizer,
         EncodecConfig,
@@ -181,9 +209,10 @@ def _random_model(name: str, shape: Shape) -> MusicModel:
         num_layers=2, num_heads=4, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     frame_rate_hz = shape.sample_rate_hz / torch.tensor(shape.ratios).prod().item()
+    filters, size, lstm = (shape.filters, 128, 2) if whole_codec else (2, 16, 1)
     codec = EncodecConfig(
-        sampling_rate=shape.sample_rate_hz, audio_channels=1, num_filters=2, hidden_size=16, codebook_dim=16,
-        num_lstm_layers=1, upsampling_ratios=list(shape.ratios), codebook_size=shape.codebook_size, normalize=False,
+        sampling_rate=shape.sample_rate_hz, audio_channels=1, num_filters=filters, hidden_size=size, codebook_dim=size,
+        num_lstm_layers=lstm, upsampling_ratios=list(shape.ratios), codebook_size=shape.codebook_size, normalize=False,
         target_bandwidths=[frame_rate_hz * shape.codebooks * (shape.codebook_size.bit_length() - 1) / 1000],
     )  # fmt: skip
     pad = shape.codebook_size
@@ -200,6 +229,8 @@ def _random_model(name: str, shape: Shape) -> MusicModel:
                 if parameter.ndim == 2:  # the library's defaults make every distribution nearly flat
                     parameter.normal_(std=0.5 if "embed" in parameter_name else parameter.shape[1] ** -0.5)
                 parameter.copy_(parameter.half())
+            for layer in hf.audio_encoder.quantizer.layers:
+                layer.codebook.embed.normal_()  # the library's default is zeros: silence whatever the codes
     for field in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
         setattr(hf.generation_config, field, pad)
     return MusicModel(hf, tokenizer, source=name)

@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
+
+from scripts import bench_options as given
 
 PEERS = ("transformers", "audiocraft")
 SHAPES = ("attune-tiny", "musicgen-small", "nano")  # scripts.bench_common makes them; nano is for tests
 SECONDS = {"attune-tiny": 5.0, "musicgen-small": 0.4, "nano": 0.2}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"bench_rollout: {message}; see --help.\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,16 +49,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options; exits with one sentence and status 2 on a bad one."""
-    parser = _Parser(prog="bench_rollout", description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", type=_names(SHAPES), default=list(SHAPES[:2]), help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--batch", type=_counts, default=[1, 16, 64], help="clips at a time, such as 1,16,64")
-    parser.add_argument("--seconds", type=_seconds, help="clip length; default 5 (musicgen-small 0.4)")
-    parser.add_argument("--repeats", type=_count, default=3, help="turns of each contestant")
-    parser.add_argument("--threads", type=_count, help="torch's threads, the same for all; default torch's own")
-    parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--guidance", type=_from_one, default=3.0, help="1 for none; default 3")
-    parser.add_argument("--top-k", type=_count_or_none, default=250, help="0 for all codes; default 250")
+    parser = given.Parser(prog="bench_rollout", description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=given.names(SHAPES), default=list(SHAPES[:2]), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--batch", type=given.counts, default=[1, 16, 64], help="clips at a time, such as 1,16,64")
+    parser.add_argument("--seconds", type=given.seconds, help="clip length; default 5 (musicgen-small 0.4)")
+    parser.add_argument("--repeats", type=given.count, default=3, help="turns of each contestant")
+    parser.add_argument("--threads", type=given.count, help="torch's threads, the same for all; default torch's own")
+    parser.add_argument("--peers", type=given.names(PEERS), default=list(PEERS), help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--guidance", type=given.from_one, default=3.0, help="1 for none; default 3")
+    parser.add_argument("--top-k", type=given.count_or_none, default=250, help="0 for all codes; default 250")
     parser.add_argument("--full-precision", action="store_true", help="weights that float16 does not hold exactly")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--bf16", action="store_true", help="weights in bfloat16; greedy codes then differ a little")
     parser.add_argument("--cpu-time", action="store_true", help="time CPU, not wall: steadier on a busy machine")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args(arguments)
@@ -70,11 +68,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def race_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Ratios, frames a second and greedy agreement on one shape."""
+    import torch
+
     from alignment.domain import GenerationConfig
     from alignment.errors import DataError
     from scripts import bench_common as common
 
+    def now() -> float:
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+        return time.process_time() if options.cpu_time else time.perf_counter()
+
     model = common.load_shape(name, full_precision=options.full_precision)
+    model.hf.decoder.to(torch.bfloat16 if options.bf16 else torch.float32)
+    model.hf.enc_to_dec_proj.to(model.dtype)
+    model.hf.text_encoder.to(model.dtype)
+    model.hf.to(options.device)
     if options.top_k > model.codebook_size:
         raise DataError(
             f"{name} has {model.codebook_size} codes a book; top-k is {options.top_k} and may not be above."
@@ -92,15 +101,18 @@ def race_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
     result["greedy_codes_equal"] = {peer: bool((codes[peer] == codes["attune"]).all()) for peer in options.peers}
 
     result["frames_per_second"] = {}
+    bandwidth = common.read_bandwidth(options.device, now)
+    result["read_gb_per_second"] = round(bandwidth / 1e9, 1)
     for batch in options.batch:
         prompts = common.equal_prompts(model, batch)
         turns = {who: partial(run, prompts, generation) for who, run in contestants.items()}
-        clock = time.process_time if options.cpu_time else time.perf_counter
-        medians = race(turns, options.repeats, clock)
+        medians = race(turns, options.repeats, now)
         speeds = {who: batch * result["frames"] / median for who, median in medians.items()}
         faster = max(speeds[peer] for peer in options.peers)
         result["frames_per_second"][f"batch_{batch}"] = {who: round(speed, 1) for who, speed in speeds.items()}
         result[f"ratio_batch_{batch}"] = round(speeds["attune"] / faster, 2)
+        floor = common.bytes_read(model, batch, result["frames"], generation.guidance) / bandwidth
+        result[f"share_of_floor_batch_{batch}"] = round(floor / medians["attune"], 3)
         print(f"{name} batch {batch}: {result[f'ratio_batch_{batch}']} times the faster peer", file=sys.stderr)
     return result
 
@@ -117,34 +129,15 @@ def race(turns: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], 
 
 
 def _conditions(options: argparse.Namespace) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
     return {
         "guidance": options.guidance,
         "top_k": options.top_k,
         "repeats": options.repeats,
+        "dtype": "bfloat16" if options.bf16 else "float32",
         "clock": "cpu" if options.cpu_time else "wall",
         "weights": "float32" if options.full_precision else "float32, each a float16 number",
-        "threads": torch.get_num_threads(),
-        "machine": f"{_processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        **{package: installed(package) for package in ("torch", "transformers", "audiocraft")},
+        **given.machine(),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 def _table(shapes: dict[str, dict[str, Any]]) -> str:
@@ -155,50 +148,6 @@ def _table(shapes: dict[str, dict[str, Any]]) -> str:
             numbers = "  ".join(f"{who} {speed:,.1f}" for who, speed in speeds.items())
             lines.append(f"  {batch.replace('_', ' ')}: {numbers}  ratio {result[f'ratio_{batch}']}")
     return "\n".join(lines)
-
-
-def _names(known: tuple[str, ...]) -> Callable[[str], list[str]]:
-    def read(text: str) -> list[str]:
-        names = list(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return names
-
-    return read
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _counts(text: str) -> list[int]:
-    return list(dict.fromkeys(_count(part) for part in text.split(",")))
-
-
-def _count_or_none(text: str) -> int:
-    return 0 if text == "0" else _count(text)
-
-
-def _seconds(text: str) -> float:
-    if not 0 < _number(text) <= 60:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a length above 0 and up to 60 seconds")
-    return float(text)
-
-
-def _from_one(text: str) -> float:
-    if not 1 <= _number(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100")
-    return float(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")  # within no bounds
 
 
 if __name__ == "__main__":

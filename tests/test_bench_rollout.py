@@ -74,3 +74,14 @@ def test_a_bad_argument_is_one_sentence_and_a_failure(arguments: str, told: str,
     said = capsys.readouterr().err or str(stopped.value.code)
     assert stopped.value.code not in (0, None)
     assert told in said and len(said.strip().splitlines()) == 1
+
+
+def test_the_floor_is_weights_and_cache_read_once_a_step_worked_by_hand():
+    model = common.load_shape("nano")  # 2 layers of width 32, 4 heads of 64 codes
+    layer = 4 * 32 * 32 + 4 * 32 * 32 + 2 * 32 * 128 + 3 * 2 * 32  # two attentions, feed-forward, three norms
+    weights = 4 * (2 * layer + 4 * 64 * 32)
+    cached = (1 + 2 + 3 + 4 + 5) * 2 * 2 * 32 * 4  # five steps; keys and values of two layers
+    assert common.bytes_read(model, 1, 2, 1.0) == 5 * weights + cached
+    assert common.bytes_read(model, 3, 2, 3.0) == 5 * weights + 6 * cached
+    ticks = iter([0.0, 2.0, 2.0, 3.0, 3.0, 8.0, 8.0, 9.0, 9.0, 11.0])
+    assert common.read_bandwidth("cpu", ticks.__next__) == 256 * 2**20
