@@ -20,6 +20,7 @@ from alignment.db.studies import get_study, get_study_by_id, list_studies
 from alignment.db.tables import StudyRow
 from alignment.invites import find_invite
 from alignment.studies import StudyRecipe, rules_of
+from alignment.versions import promote
 from rating_app.admin import pages_accounts, pages_login, pages_studies, pages_study, recipe_form
 from rating_app.admin.app import CONTENT_SECURITY_POLICY
 from rating_app.admin.visitors import COOKIE
@@ -433,3 +434,9 @@ def _study(site, name: str):
         assert get_study_by_id(s, found.id) == found
         assert s.scalar(sa.select(StudyRow.state).where(StudyRow.id == found.id)) == found.state
         return found
+
+
+def test_the_log_says_who_promoted_what_and_why(fresh):
+    promote(fresh.database, "tuned", actor="ada", force=True, reason=f"by ear {HOSTILE}")
+    page = fresh.client().get("/admin/log").text
+    assert "version.promote.forced" in page and "by ear" in page and HOSTILE not in page
