@@ -58,7 +58,7 @@ def test_a_job_whose_worker_trainer_and_both_are_killed_ends_as_an_undisturbed_o
     third = place.until(lambda: place.trainers(job_id)[2:])[0]
     os.kill(third, signal.SIGKILL)
     kill(worker)
-    assert place.work("--once").wait(60) == 0
+    assert place.work("--once").wait() == 0
     check_whole(place, job_id)
     assert len(place.trainers(job_id)) == 4
     assert place.attempts(job_id).count("collect") == 1  # what was recorded is not done again
