@@ -23,10 +23,10 @@ from alignment.db import migrate
 from alignment.jobs import status
 
 ROOT = Path(__file__).resolve().parent.parent
-os.environ.setdefault("ATTUNE_JOB_KINDS", "tests.jobs_fake:KINDS")
+KINDS = "ATTUNE_JOB_KINDS"
 ENVIRONMENT = {
     **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
-    "ATTUNE_JOB_KINDS": "tests.jobs_fake:KINDS",
+    KINDS: "tests.jobs_fake:KINDS",
 }  # fmt: skip
 # A machine with more to do than it has cores is given as much more time.
 PATIENCE = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
@@ -106,7 +106,8 @@ class Place:
     """A database, its ledger, and the workers that were started on it."""
 
     def __init__(self, home: Path, url: str | None = None) -> None:
-        self.home = home
+        self.home, self._kinds_before = home, os.environ.get(KINDS)
+        os.environ.setdefault(KINDS, ENVIRONMENT[KINDS])
         self.settings = Settings.from_environment(
             database=url or f"sqlite:///{home / 'attune.db'}", store=str(home / "store")
         )
@@ -159,11 +160,17 @@ class Place:
         self.until(lambda: not self.job(job_id).is_open, **more)
         return self.job(job_id)
 
-    def close(self) -> None:
+    def kill_all(self) -> None:
         for worker in self.workers:
             if worker.poll() is None:
                 worker.kill()
             worker.wait()
+
+    def close(self) -> None:
+        self.kill_all()
+        os.environ.pop(KINDS, None)
+        if self._kinds_before is not None:
+            os.environ[KINDS] = self._kinds_before
 
 
 def kill(process: Forked) -> None:
