@@ -183,6 +183,7 @@ def test_a_worker_told_to_end_does_so_within_five_seconds_and_the_next_one_goes_
         place.close()
 
 
+@pytest.mark.slow
 def test_a_worker_with_other_steps_leaves_a_job_alone_and_says_so(tmp_path: Path) -> None:
     place = Place(tmp_path)
     try:
@@ -205,6 +206,7 @@ def test_a_worker_with_other_steps_leaves_a_job_alone_and_says_so(tmp_path: Path
         place.close()
 
 
+@pytest.mark.slow
 def test_run_follows_a_job_to_its_end_without_any_other_worker(tmp_path: Path) -> None:
     place = Place(tmp_path)
     run = place.attune("run", "fake", "--json")

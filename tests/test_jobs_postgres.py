@@ -85,6 +85,7 @@ def place(tmp_path: Path, postgres_url: str) -> Iterator[Place]:
     made.close()
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_lost_worker_are_reassigned_to_another_one_and_nothing_happens_twice(place: Place) -> None:
     first = place.work("--name", "first")
     jobs = [place.submit(pause=0.2, steps=12)]
