@@ -26,6 +26,7 @@ from alignment.jobs.status import home_of, ledger_of
 
 LOOK_SECONDS = 0.5
 BEAT_SECONDS = 5.0
+ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")  # the engine's words
 STOP_SECONDS = 2.8  # for ending what runs, at the end of a worker
 
 
@@ -198,9 +199,9 @@ class Worker:
         """Enqueues what waits; a job that this worker had under other code goes on if its steps are the same."""
         from alignment.jobs import engine
 
-        kind = self.kinds.get(job.kind)
+        kind, ours = self.kinds.get(job.kind), job.executor in (self.name, None)
         if kind is None or job.shape not in (None, shape_of(kind)):
-            if job.id not in self._refused and (job.state == "queued" or job.executor == self.name):
+            if job.id not in self._refused and (job.state == "queued" or ours):
                 self._refused.add(job.id)
                 said = "is not known to it" if kind is None else "has other steps in its code"
                 why = (
@@ -209,7 +210,7 @@ class Worker:
                 )
                 self.log("other-code", job=job.id, reason=why)
                 with self.ledger.session() as s:
-                    queries.touch_job(s, job.id, reason=why)
+                    queries.touch_job(s, job.id, reason=why, executor=None)
                     queries.add_line(s, job.id, why)
         elif job.state == "queued":
             if job.workflow not in self._enqueued:
@@ -218,9 +219,14 @@ class Worker:
                 if held_by != self.code and not self._alive(held_by):  # those whose it was are gone
                     with self.ledger.session() as s:
                         queries.requeue(s, job, why=f"waits for {self.code} now: no worker with {held_by} is alive")
-        elif job.executor == self.name and job.code != self.code:
+        elif ours and job.code != self.code:
             with self.ledger.session() as s:
                 queries.requeue(s, job, why=f"goes on with newer code that has the same steps ({self.code})")
+
+        elif job.executor == self.name and engine.state_of(job.workflow) in ENDED:
+            with self.ledger.session() as s:
+                queries.end_job(s, job.id, "failed", "Its course ended without an outcome; resume it.",
+                                workflow=job.workflow)  # fmt: skip
 
     def _alive(self, code: str) -> bool:
         with self.ledger.session(write=False) as s:
