@@ -58,6 +58,10 @@ def test_without_a_word_people_vote_and_programs_promote_nothing() -> None:
         ({"gate": {"simulated": True}}, "people's votes alone promote here"),
         ({"contest": {"captions": 9, "prompt_set": "x"}}, "give one of them"),
         ({"gate": {"axes": ["loudness"]}}, "gate.axes names loudness; known: text_adherence, quality"),
+        (
+            {"simulated": True, "min_new_votes": 100, "listeners": {"prompts": 8, "clips_per_prompt": 2}},
+            "min_new_votes (100) cannot be above 24: 3 votes on each of 8 pairs",
+        ),
         ({"min_new_votes": 0}, "min_new_votes is 0"),
         ({"min_new_vote": 9}, "did you mean min_new_votes?"),
         ({"contest": {"caption": 9}}, "did you mean captions?"),
@@ -99,7 +103,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Drive:
     """A home without anything, in which simulated listeners voted until a snapshot could be taken."""
     home = tmp_path_factory.mktemp("programs")
     upgrade(f"sqlite:///{home / 'attune.db'}")
-    return Drive(home, changed(PROGRAMS, min_new_votes=20)).run(until="reward", times=2)
+    return Drive(home, PROGRAMS).run(until="reward", times=2)
 
 
 def test_simulated_listeners_vote_on_what_the_champion_sings_and_are_marked(programs: Drive) -> None:
