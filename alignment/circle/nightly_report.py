@@ -29,7 +29,9 @@ def report(night: Night) -> Mapping[str, Any]:
     """Writes the page of a night that came to its end."""
     made = page_of(night, night.results)
     path = write_night_page(made, night.run_dir / PAGE)
-    said = made.headline if made.outcome == "promoted" or not made.said else f"{made.headline}: {made.said}"
+    said = made.said if made.outcome == "rejected" else made.headline
+    if made.outcome == "undecided" and made.said:
+        said = f"{said}: {made.said}"
     night.say(said)
     return {"page": str(path), "outcome": made.outcome, "said": said, "simulated": made.simulated}
 
