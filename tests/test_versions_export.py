@@ -130,6 +130,7 @@ def test_an_exported_adapter_loads_into_attune_again_and_a_base_is_exported_whol
     again.load_adapter(export_adapter(made.store, made.database, "v1", tmp_path / "adapter"))
     assert again.checksum() == made.base.base_sha256
     whole = export_merged(made.store, made.database, "base", tmp_path / "deep" / "base")
+    assert {path.stat().st_mode & 0o777 for path in whole.iterdir()} == {0o644}, "others may read it"
     assert MusicModel.load(whole).base_sha256 == made.base.base_sha256
     with pytest.raises(DataError, match="base has no adapter, it is the base itself; export it with --merged"):
         export_adapter(made.store, made.database, "base", tmp_path / "nothing")
@@ -276,6 +277,13 @@ def test_the_card_tells_data_votes_licence_results_and_that_programs_voted(made:
     assert "over base (SIMULATED listeners): promoted, win rate 70.0% [60.0%, 80.0%] in 90 bets." in card
     assert "This version: CC-BY-NC-4.0.\nVotes of snapshot votes-1: CC0-1.0." in card
     assert f"torch {torch.__version__.split('+')[0]}" in card
+
+
+def test_the_card_can_be_read_without_exporting(made: Registry, tmp_path: Path, capsys):
+    home = Path(made.database.engine.url.database).parent
+    exported = export_merged(made.store, made.database, "v1", tmp_path / "merged") / "README.md"
+    assert attune(capsys, "versions", "show", "v1", "--card", "--home", home).out == exported.read_text()
+    assert attune(capsys, "versions", "show", "v1", "--card", "--home", home, "--json").json["card"].startswith("---")
 
 
 def test_a_card_of_people_has_no_mark_and_shows_each_figure_with_its_interval_and_n():
