@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from alignment.circle.workspace import Workspace
 from alignment.config import LoraSettings
-from alignment.db import accounts, migrate, runs, versions
+from alignment.db import accounts, migrate, people, runs, versions
 from alignment.db.base import utcnow
 from alignment.db.engine import create_engine
 from alignment.db.tables import MetricResultRow, RaterRow, TrainRunRow
@@ -25,7 +26,7 @@ from alignment.domain import GenerationConfig, RaterKind
 from alignment.errors import DataError, ModelError, NotFoundError, StoreError
 from alignment.music.sampler import sample
 from alignment.versions import champion, differences, lineage, register_base, tree
-from tests.database_support import any_url, postgres_server, postgres_url, sqlite_url  # noqa: F401
+from tests.database_support import any_database, any_url, postgres_server, postgres_url, sqlite_url  # noqa: F401
 from tests.version_support import DPO, LISTENING, Registry, decide, freeze, open_registry, reward_model, save_adapter
 
 GREEDY = GenerationConfig(top_k=1, clip_seconds=0.3)
@@ -115,6 +116,26 @@ def test_the_same_job_registers_once_and_another_name_for_it_is_refused(fresh: R
     with pytest.raises(DataError, match="Job night-1 has registered version v1 already and now names it v7"):
         fresh.register("v7", other, simulated=True, job_id="night-1")
     assert counts(fresh) == before
+
+
+def test_workers_that_register_one_job_at_once_register_it_once(any_database, made: Registry, tmp_path: Path):  # noqa: F811
+    about = {"base": str(made.source), "base_sha256": made.base.base_sha256}
+    base = register_base(any_database, name="base", **about)
+    registry = Registry(any_database, made.store, base, made.source)
+    # A trainer that ran twice need not end with the same bytes.
+    adapters = [made.adapter(tmp_path / f"a{seed}", seed=seed) for seed in (1, 2)]
+    start, got = threading.Barrier(6), []
+
+    def register(number: int) -> None:
+        start.wait()
+        got.append(registry.register("night", adapters[number % 2], job_id="night-9").id)
+
+    threads = [threading.Thread(target=register, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 6 and len(set(got)) == 1 and counts(registry) == (2, 1)
 
 
 def test_the_same_content_under_its_name_is_the_same_version_without_a_second_run(fresh: Registry, made: Registry):
@@ -242,10 +263,16 @@ def test_the_tree_of_a_version_reaches_the_votes_by_way_of_run_snapshot_and_rewa
     ]  # fmt: skip
 
 
-def test_votes_of_raters_who_withdrew_since_are_counted_in_the_tree(fresh: Registry):
+def test_votes_of_raters_who_withdrew_since_are_counted_and_reach_versions_by_reward_models(fresh: Registry):
     with fresh.database.session() as s:
         one = s.scalars(sa.select(RaterRow.id).order_by(RaterRow.id)).first()
         s.execute(sa.update(RaterRow).where(RaterRow.id == one).values(status="withdrawn"))
+        # Nothing of the votes but a reward model led to this one.
+        run = runs.add_train_run(s, kind="ppo", snapshot_id=None, config={}, metrics={}, reward_models=["likes-1"])
+        about = {"base": "tiny", "base_sha256": "a" * 64, "simulated": True}
+        versions.add_version(s, name="taught", train_run_id=run, **about)
+        versions.add_version(s, name="untaught", **about)
+        assert people.versions_reached(s, one) == ("v1", "v2", "taught")
     votes = tree(fresh.database, "v1").to_json()["from"][0]["from"][0]["from"][0]
     assert (votes["votes"], votes["withdrawn"]) == (12, 4)
 

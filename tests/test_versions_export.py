@@ -130,6 +130,7 @@ def test_an_exported_adapter_loads_into_attune_again_and_a_base_is_exported_whol
     again.load_adapter(export_adapter(made.store, made.database, "v1", tmp_path / "adapter"))
     assert again.checksum() == made.base.base_sha256
     whole = export_merged(made.store, made.database, "base", tmp_path / "deep" / "base")
+    assert {path.stat().st_mode & 0o777 for path in whole.iterdir()} == {0o644}, "others may read it"
     assert MusicModel.load(whole).base_sha256 == made.base.base_sha256
     with pytest.raises(DataError, match="base has no adapter, it is the base itself; export it with --merged"):
         export_adapter(made.store, made.database, "base", tmp_path / "nothing")
@@ -182,9 +183,8 @@ def test_an_export_refuses_a_folder_that_holds_anything(made: Registry, tmp_path
     for place in (full, full / "mine.txt"):
         with pytest.raises(StoreError, match="is not an empty folder; give a new one, nothing was written"):
             export(made.store, made.database, "v1", place)
-    assert [p.name for p in tmp_path.rglob("*")] == ["full", "mine.txt"] and (
-        full / "mine.txt"
-    ).read_text() == "keep me"
+    assert [p.name for p in tmp_path.rglob("*")] == ["full", "mine.txt"]
+    assert (full / "mine.txt").read_text() == "keep me"
     (tmp_path / "empty").mkdir()
     assert (export(made.store, made.database, "v1", tmp_path / "empty") / "README.md").is_file()
 
@@ -265,18 +265,25 @@ def test_the_card_tells_data_votes_licence_results_and_that_programs_voted(made:
     card = (export_adapter(made.store, made.database, "v1", tmp_path / "adapter") / "README.md").read_text()
     head = head_of(card)
     assert head["license"] == "cc-by-nc-4.0" and head["library_name"] == "peft"
-    assert head["pipeline_tag"] == "text-to-audio" and head["base_model"] == str(made.source)
+    assert head["pipeline_tag"] == "text-to-audio" and head["base_model"] == "model"
     assert {"ai-generated", "simulated-listeners"} <= set(head["tags"])
+    assert str(made.source) not in card, "where the base lies on this machine is nobody's business"
     assert "**SIMULATED.** Programs voted, not people" in card and "AI-generated music" in card
     assert 'PeftModel.from_pretrained(model, "THIS FOLDER")' in card
     assert "`temperature=0.9`, `top_k=20`, `guidance_scale=3`, 0.5 seconds a clip" in card
-    assert (
-        "    - snapshot votes-1: 12 SIMULATED votes (8 train, 4 test), sha256 555555555555, licence CC0-1.0\n" in card
-    )
+    told = "12 SIMULATED votes (8 train, 4 test), sha256 555555555555, licence CC0-1.0"
+    assert f"    - snapshot votes-1: {told}\n" in card
     assert "      - study heard: 12 votes of 3 SIMULATED raters on 4 prompts, 2026-03-01 to 2026-03-01\n" in card
     assert "over base (SIMULATED listeners): promoted, win rate 70.0% [60.0%, 80.0%] in 90 bets." in card
     assert "This version: CC-BY-NC-4.0.\nVotes of snapshot votes-1: CC0-1.0." in card
     assert f"torch {torch.__version__.split('+')[0]}" in card
+
+
+def test_the_card_can_be_read_without_exporting(made: Registry, tmp_path: Path, capsys):
+    home = Path(made.database.engine.url.database).parent
+    exported = export_merged(made.store, made.database, "v1", tmp_path / "merged") / "README.md"
+    assert attune(capsys, "versions", "show", "v1", "--card", "--home", home).out == exported.read_text()
+    assert attune(capsys, "versions", "show", "v1", "--card", "--home", home, "--json").json["card"].startswith("---")
 
 
 def test_a_card_of_people_has_no_mark_and_shows_each_figure_with_its_interval_and_n():

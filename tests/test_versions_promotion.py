@@ -259,6 +259,7 @@ def test_two_who_promote_at_once_leave_one_champion(any_database):  # noqa: F811
     with any_database.session(write=False) as s:
         made = version_changes.list_changes(s)
     assert list(statuses(any_database).values()).count("champion") == 1
+    assert len(made) == 6, "they wait for each other, and nobody is turned away"
     # Each took over from the one before it, and the last one stands.
     assert [c.replaced for c in made] == [None, *(c.version for c in made[:-1])]
     assert champion(any_database).name == made[-1].version

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow, uuid7
+from alignment.db.runs import runs_taught_by
 from alignment.db.tables import (
     AuditLogRow,
     ClipRatingRow,
@@ -21,7 +22,6 @@ from alignment.db.tables import (
     RaterRow,
     SnapshotMemberRow,
     SnapshotRow,
-    TrainRunRow,
     VersionRow,
     VoteCommentRow,
     VoteTable,
@@ -168,9 +168,9 @@ def snapshots_with(s: Session, rater_id: uuid.UUID) -> tuple[str, ...]:
 
 
 def versions_reached(s: Session, rater_id: uuid.UUID) -> tuple[str, ...]:
-    """Names of the versions that the rater's votes had a part in: trained on a snapshot that holds one, or descended
-    from such a version; in the order in which they were registered."""
-    trained = sa.select(TrainRunRow.id).where(TrainRunRow.snapshot_id.in_(_snapshots_of(rater_id)))
+    """Names of the versions that the rater's votes had a part in: trained on a snapshot that holds one, or with a
+    reward model that was, or descended from such a version; in the order in which they were registered."""
+    trained = runs_taught_by(_snapshots_of(rater_id))
     reached = set(s.scalars(sa.select(VersionRow.id).where(VersionRow.train_run_id.in_(trained))))
     named = []
     for row in s.execute(sa.select(VersionRow.id, VersionRow.parent_id, VersionRow.name).order_by(VersionRow.id)):

@@ -199,17 +199,18 @@ def _reward_model(s: Session, row: RewardModelRow) -> RewardModelRecord:
     )
 
 
+def runs_taught_by(snapshots: sa.Select[tuple[uuid.UUID]]) -> sa.Select[tuple[uuid.UUID]]:
+    """The ids of the runs on one of these snapshots, and of those that used a reward model trained on one."""
+    direct = sa.select(TrainRunRow.id).where(TrainRunRow.snapshot_id.in_(snapshots))
+    by_model = (
+        sa.select(TrainRunRewardModelRow.train_run_id)
+        .join(RewardModelRow, TrainRunRewardModelRow.reward_model_id == RewardModelRow.id)
+        .where(RewardModelRow.train_run_id.in_(direct))
+    )
+    return sa.select(TrainRunRow.id).where(sa.or_(TrainRunRow.id.in_(direct), TrainRunRow.id.in_(by_model)))
+
+
 def trained_on_simulated_votes(s: Session, train_run_id: uuid.UUID) -> bool:
     """Whether simulated votes are in the run's snapshot, or in those of the reward models that it used."""
-    models = (
-        sa.select(RewardModelRow.train_run_id)
-        .join(TrainRunRewardModelRow, TrainRunRewardModelRow.reward_model_id == RewardModelRow.id)
-        .where(TrainRunRewardModelRow.train_run_id == train_run_id)
-    )
-    query = (
-        sa.select(sa.func.count())
-        .select_from(TrainRunRow)
-        .join(SnapshotRow, TrainRunRow.snapshot_id == SnapshotRow.id)
-        .where(SnapshotRow.simulated, sa.or_(TrainRunRow.id == train_run_id, TrainRunRow.id.in_(models)))
-    )
-    return bool(s.scalar(query))
+    taught = runs_taught_by(sa.select(SnapshotRow.id).where(SnapshotRow.simulated))
+    return s.scalar(taught.where(TrainRunRow.id == train_run_id)) is not None

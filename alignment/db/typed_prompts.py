@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from alignment.db.base import utcnow
+from alignment.db.runs import runs_taught_by
 from alignment.db.tables import (
     ArenaRequestRow,
     AssignmentRow,
@@ -21,7 +22,6 @@ from alignment.db.tables import (
     RaterRow,
     RatingItemRow,
     SnapshotMemberRow,
-    TrainRunRow,
     VersionRow,
     VoteTable,
 )
@@ -74,15 +74,16 @@ def typed_by(s: Session, rater_id: uuid.UUID) -> list[TypedPrompt]:
 
 
 def _versions(s: Session, prompt_id: uuid.UUID) -> tuple[str, ...]:
-    query = (
-        sa.select(VersionRow.id, VersionRow.name)
-        .join(TrainRunRow, VersionRow.train_run_id == TrainRunRow.id)
-        .join(SnapshotMemberRow, SnapshotMemberRow.snapshot_id == TrainRunRow.snapshot_id)
+    heard = (
+        sa.select(SnapshotMemberRow.snapshot_id)
         .join(VoteTable, VoteTable.id == SnapshotMemberRow.vote_id)
         .join(AssignmentRow, VoteTable.assignment_id == AssignmentRow.id)
         .join(BattleRow, AssignmentRow.battle_id == BattleRow.id)
         .where(BattleRow.prompt_id == prompt_id)
-        .distinct()
+    )
+    query = (
+        sa.select(VersionRow.id, VersionRow.name)
+        .where(VersionRow.train_run_id.in_(runs_taught_by(heard)))
         .order_by(VersionRow.id)
     )
     return tuple(name for _, name in s.execute(query))

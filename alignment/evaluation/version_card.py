@@ -145,10 +145,11 @@ def base_name(base: str) -> str:
 
 def _version_line(node: Mapping[str, Any], name: str) -> str:
     simulated = ", trained on simulated votes (SIMULATED listeners)" if node["simulated"] else ""
+    base = f"base {base_name(node['base'])} {node['base_sha256'][:12]}"
     adapter = f", adapter {node['adapter_sha256'][:12]}" if node["adapter_sha256"] else ""
     return (
-        f"{name}  ({node['status']}{simulated}): base {base_name(node['base'])} {node['base_sha256'][:12]}{adapter}, commit "
-        f"{(node['commit'] or 'not recorded')[:12]}, licence {node['licence'] or 'not stated'}"
+        f"{name}  ({node['status']}{simulated}): {base}{adapter}, commit {(node['commit'] or 'not recorded')[:12]}, "
+        f"licence {node['licence'] or 'not stated'}"
     )
 
 

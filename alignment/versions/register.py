@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from alignment.clips import ClipStore
 from alignment.db import runs, versions
 from alignment.db.engine import Database
@@ -61,8 +63,9 @@ def register_adapter(
     Raises ModelError for an adapter that is damaged, not finite or of another base than the parent's; DataError when
     the name stands for something else, or the job registered another version."""
     job_id = job_id or run.get("job_id")
-    if (known := _of_job(database, job_id, name)) is not None:
-        return known
+    with database.session(write=False) as s:
+        if (known := _of_job(s, job_id, name)) is not None:
+            return known
     from alignment.music.adapter import check
 
     check(Path(adapter), base_sha256=parent.base_sha256)
@@ -74,6 +77,8 @@ def register_adapter(
     }  # fmt: skip
     try:
         with database.session() as s:
+            if (known := _of_job(s, job_id, name)) is not None:
+                return known
             if versions.find_version(s, name) is not None:
                 return versions.add_version(s, **content)
             run_id = runs.add_train_run(
@@ -84,9 +89,10 @@ def register_adapter(
             add_audit(s, actor=who, action="version.register", subject=name, after=_content(version))
             return version
     except DatabaseError:
-        # Another worker may have registered the job's version between our look and our write.
-        if (known := _of_job(database, job_id, name)) is not None:
-            return known
+        # On PostgreSQL another worker may have registered the job's version while we wrote.
+        with database.session(write=False) as s:
+            if (known := _of_job(s, job_id, name)) is not None:
+                return known
         raise
 
 
@@ -109,11 +115,10 @@ def licence_of_base(base: str) -> str | None:
     return None if found == UNKNOWN else found
 
 
-def _of_job(database: Database, job_id: str | None, name: str) -> Version | None:
+def _of_job(s: Session, job_id: str | None, name: str) -> Version | None:
     if job_id is None:
         return None
-    with database.session(write=False) as s:
-        known = versions.version_of_job(s, job_id)
+    known = versions.version_of_job(s, job_id)
     if known is not None and known.name != name:
         raise DataError(
             f"Job {job_id} has registered version {known.name} already and now names it {name}; give each version of "

@@ -92,6 +92,7 @@ def test_a_version_is_marked_when_simulated_votes_trained_the_model_that_picked_
         "alignment.training.dpo.train_dpo",
         lambda *_, **__: SimpleNamespace(adapter_dir=tmp_path, history=[], seconds=1.0),
     )
+    monkeypatch.setattr("alignment.music.adapter.check", lambda *_, **__: None)
     monkeypatch.setattr(learn.np, "stack", lambda codes: codes)
     monkeypatch.setattr(Workspace, "policy", lambda self, version: None)
     (tmp_path / "adapter.bin").write_bytes(b"weights")
