@@ -158,6 +158,7 @@ def sql_load(votes: int, versions: int) -> dict[str, Any]:
         "seconds": seconds.wall,
         "cpu_seconds": seconds.cpu,
         "seconds_to_write_them": made.wall,
+        "cpu_seconds_to_write_them": made.cpu,
         "database": "SQLite",
     }
 
@@ -235,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=_count, default=5_000)
     parser.add_argument("--rounds", type=_count, default=200, help="of bootstrap, at least 100")
     parser.add_argument("--repeats", type=_count, default=3, help="the fastest counts")
-    parser.add_argument("--sql-votes", type=_count, default=200_000, help="votes to load from SQL; 0 leaves it out")
+    parser.add_argument("--sql-votes", type=_count, default=1_000_000, help="votes to load from SQL; 0 leaves it out")
     parser.add_argument("--seed", type=_count, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args(arguments)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from alignment.circle.compare_recipe import CompareRecipe, MetricSettings
 from alignment.circle.generate import generate_clips
 from alignment.circle.measure_version import measure_versions
 from alignment.circle.workspace import Workspace, no_progress
+from alignment.config import GenerationSettings
 from alignment.db import comparisons, figures, gates, runs
 from alignment.db.tables import ComparisonRow, MetricResultRow
 from alignment.domain import GenerationConfig, Prompt, RaterKind
@@ -312,6 +315,10 @@ def test_the_command_names_figures_contests_and_page(made, home: Path, tmp_path:
     assert (tmp_path / "page.html").exists()
     said = attune(capsys, *arguments, "--battles", "none")
     assert "CLAP score" in said.out and "±" not in said.out and re.search(r"v1 vs base: \d", said.out)
+    shown = attune(capsys, "compare", "--recorded", done.json["comparison"], "--home", home, "--json")
+    assert shown.json | {"report": None} == done.json | {"report": None}
+    both = attune(capsys, "compare", "v1", "--recorded", "x", "--home", home)
+    assert both.code == 1 and "not both" in both.err
     refused = attune(capsys, "compare", "v1", "nobody", "--home", home)
     assert refused.code == 1 and "No version is called nobody" in refused.err and "Traceback" not in refused.err
 
@@ -378,7 +385,28 @@ def test_versions_sing_as_people_hear_the_first_that_says_how(made, monkeypatch)
     plain = ws.version("base")
     heard = {"v1": plain, "base": replace(plain, listening=listening)}
     monkeypatch.setattr(Workspace, "version", lambda self, name: heard[name])
-    open_settings = SETTINGS.model_copy(update={"generation": None})
-    assert measure_version.resolved(ws, ["v1", "base"], open_settings).generation.to_domain() == listening
-    assert measure_version.resolved(ws, ["v1"], open_settings).generation.to_domain() == GenerationConfig()
-    assert measure_version.resolved(ws, ["base"], SETTINGS).generation.clip_seconds == SECONDS
+    left_open = MetricSettings()
+
+    def sung(settings: MetricSettings, *names: str) -> GenerationConfig:
+        return measure_version.sampling(measure_version.resolved(ws, names, settings))
+
+    assert sung(left_open, "v1", "base") == listening and sung(left_open, "v1") == GenerationConfig()
+    assert sung(SETTINGS, "base") == replace(listening, clip_seconds=SECONDS)
+    whole = MetricSettings(generation=GenerationSettings(top_k=7))
+    copied = left_open.model_copy(update={"generation": GenerationSettings(top_k=7)})
+    assert sung(whole, "base") == sung(copied, "base") == GenerationConfig(top_k=7)
+
+
+def test_a_web_page_checks_the_recipe_without_torch() -> None:
+    code = "import sys, alignment.circle.compare_job as c; c.CompareRecipe(versions=('a', 'b'), captions=2); print(" + (
+        "sorted({'torch', 'transformers', 'dbos'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_recipe_that_ships_is_whole() -> None:
+    from alignment.config import REPOSITORY, load_recipe
+
+    recipe = load_recipe(REPOSITORY / "configs" / "compare.yaml", CompareRecipe)
+    assert recipe.versions == ("tiny-dpo", "tiny-base") and recipe.metrics.reference == "base"

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -59,14 +59,22 @@ def compare(ws: Workspace, recipe: CompareRecipe, *, bar: StageBar, job_id: str 
             progress=progress,
         )  # fmt: skip
     study = battle(ws, found.name, recipe, bar)
+    return replace(recorded(ws, found.name), study=study)
+
+
+def recorded(ws: Workspace, name: str) -> Result:
+    """A comparison that is on record, with the votes that are in by now. Raises NotFoundError with the newest."""
     with ws.database.session(write=False) as s:
-        found = comparisons.get_comparison(s, found.name)
-    contests, simulated = contests_of(ws, found)
-    return Result(found, contests, simulated, study)
+        found = comparisons.get_comparison(s, name)
+    return Result(found, *contests_of(ws, found))
 
 
 def prompts_of(ws: Workspace, recipe: CompareRecipe) -> list[Prompt]:
-    """The recipe's prompts, recorded. New ones are for comparisons only: nothing is ever trained on them."""
+    """The recipe's prompts, recorded. New ones are for comparisons only: nothing is ever trained on them.
+
+    Raises NotFoundError for an unknown version before anything is recorded."""
+    for version in recipe.versions:
+        ws.version(version)
     known: list[Prompt] = []
     with ws.database.session() as s:
         recorded = {prompt.text: prompt for prompt in prompt_queries.list_prompts(s)} if recipe.prompts else {}

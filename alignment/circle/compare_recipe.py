@@ -11,12 +11,19 @@ from alignment.config import GenerationSettings, Recipe
 VERSION = "version:"  # begins a reference that is a version's clips
 
 
+class Sampling(Recipe):
+    """How all versions sing; what is null is as people hear the first version that has a listening config."""
+
+    temperature: float | None = Field(None, gt=0, le=5)
+    top_k: int | None = Field(None, ge=0, description="keep the k likeliest codes; 0 keeps all")
+    guidance: float | None = Field(None, ge=1, le=20, description="classifier-free guidance; 1 is none")
+    clip_seconds: float | None = Field(None, ge=0.5, le=30, description="length of a clip in seconds")
+
+
 class MetricSettings(Recipe):
     """How versions are measured; all of them alike."""
 
-    generation: GenerationSettings | None = Field(
-        None, description="how all sing; null: as people hear the first version that has a listening config"
-    )
+    generation: Sampling = Sampling()
     clips_per_prompt: int = Field(2, ge=2, le=32, description="of each version, with the same seeds for all")
     reference: str = Field(
         "base",
@@ -32,6 +39,11 @@ class MetricSettings(Recipe):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     rounds: int = Field(1000, ge=100, le=100_000, description="of the bootstrap; FAD takes 200 at most")
     seed: int = Field(0, ge=0, le=2**30, description="fixes everything that is drawn")
+
+    @field_validator("generation", mode="before")
+    @classmethod
+    def _from_other_settings(cls, generation: object) -> object:
+        return generation.model_dump() if isinstance(generation, GenerationSettings) else generation
 
 
 class CompareRecipe(Recipe):

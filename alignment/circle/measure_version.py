@@ -3,54 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from alignment.circle import learn
-from alignment.circle.compare_recipe import MetricSettings
+from alignment.circle.compare_figures import Found, Key, figures_of, in_order
+from alignment.circle.compare_recipe import MetricSettings, Sampling
 from alignment.circle.generate import Clips, generate_clips
 from alignment.circle.measure import logprobs_with_base
 from alignment.circle.references import describe_reference, load_reference, sampling, training_clips
 from alignment.circle.workspace import Progress, Workspace, current_commit, no_progress
-from alignment.config import GenerationSettings
 from alignment.db import comparisons, figures, runs
 from alignment.db.base import utcnow
-from alignment.db.comparisons import Comparison, Difference, Measured, NewComparison
-from alignment.domain import Clip, ClipRef, Prompt, Version, canonical_sha256
+from alignment.db.comparisons import Comparison, NewComparison
+from alignment.domain import Clip, ClipRef, GenerationConfig, Prompt, Version, canonical_sha256
 from alignment.errors import DataError
-from alignment.evaluation.fidelity import SetFigure, frechet_figure, kernel_distance, nearest_other
-from alignment.evaluation.intervals import Interval
-from alignment.evaluation.metrics import bootstrap_mean, bootstrap_share, prompt_diversity
+from alignment.evaluation.fidelity import frechet_figure, kernel_distance, nearest_other
+from alignment.evaluation.metrics import prompt_diversity
 from alignment.evaluation.music_metrics import copies, sound_metrics, twins
 
 if TYPE_CHECKING:
     from alignment.db.runs import RewardModelRecord
 
-SHARES = ("silence", "clipping", "duplicates", "copied")
 AT_ONCE = 64  # clips decoded from the store together
-Key = tuple[str, str | None]  # metric and the exact model behind it
-
-
-@dataclass
-class Found:
-    """What was measured of one version: ``values`` a clip or prompt, with ``clusters`` by their number, and figures
-    of the whole set."""
-
-    clips: list[Clip]
-    values: dict[Key, np.ndarray] = field(default_factory=dict)
-    sets: dict[Key, SetFigure] = field(default_factory=dict)
 
 
 def resolved(ws: Workspace, names: Sequence[str], settings: MetricSettings) -> MetricSettings:
-    """The settings with the way of singing filled in: the listening config of the first version that has one, under
-    which win rates are reported too, else the defaults. Raises NotFoundError for an unknown version."""
-    if settings.generation is not None:
-        return settings
+    """The settings with the way of singing filled in: what they leave open is as in the listening config of the first
+    version that has one, under which win rates are reported too, else the default. Raises NotFoundError for an unknown
+    version."""
     heard = [version.listening for version in map(ws.version, names) if version.listening is not None]
-    generation = GenerationSettings(**asdict(heard[0])) if heard else GenerationSettings()
-    return settings.model_copy(update={"generation": generation})
+    whole = sampling(settings, heard[0] if heard else GenerationConfig())
+    return settings.model_copy(update={"generation": Sampling(**asdict(whole))})
 
 
 def sing_all(
@@ -98,14 +84,14 @@ def measure_versions(
             raise DataError(f"Comparison {name} exists with other content; choose another name.")
         return known
     found = _measure(ws, versions, prompts, settings, asked, progress)
-    metrics, differences = _figures(found, prompts, settings)
+    metrics, differences = figures_of(found, len(prompts), settings)
     with ws.database.session() as s:
         for model in asked.rewards:
             _record_scores(s, model, found)
         return comparisons.save_comparison(
             s,
             NewComparison(
-                name=name, versions=tuple(names), clips=_in_order(found, prompts), metrics=metrics,
+                name=name, versions=tuple(names), clips=in_order(found, prompts), metrics=metrics,
                 differences=differences, settings=settings.model_dump(mode="json"), about=asked.about,
                 content_sha256=digest, job_id=job_id, commit=current_commit(),
             ),
@@ -287,49 +273,3 @@ def _record_scores(s: Any, record: RewardModelRecord, found: Mapping[str, Found]
             told = zip(own.clips, own.values[keys[0]], own.values[keys[1]], strict=True)
             scores = {clip.id: (float(value), float(doubt)) for clip, value, doubt in told}
             figures.set_clip_scores(s, record.id, scores, utcnow())
-
-
-def _figures(
-    found: Mapping[str, Found], prompts: Sequence[Prompt], settings: MetricSettings
-) -> tuple[tuple[Measured, ...], tuple[Difference, ...]]:
-    """The figures of each version, and how far the first one's lie from each of the others'."""
-    options = {"confidence": settings.confidence, "rounds": settings.rounds, "seed": settings.seed}
-    each = settings.clips_per_prompt
-
-    def mean(key: Key, values: np.ndarray) -> Interval | None:
-        clusters = [at // each for at in range(len(values))] if len(values) > len(prompts) else None
-        if not np.isfinite(values).all():
-            return None
-        return (bootstrap_share if key[0] in SHARES else bootstrap_mean)(values, clusters, **options)
-
-    metrics, differences = [], []
-    first, *others = found
-    for name, own in found.items():
-        told: dict[Key, Interval | None] = {key: mean(key, values) for key, values in own.values.items()}
-        told |= {key: one.interval(least=0.0 if key[0] == "fad" else -np.inf) for key, one in own.sets.items()}
-        metrics += [
-            Measured(name, *key, one.n, one.value, one.low, one.high)
-            for key, one in told.items() if one is not None and key[0] != "reward_uncertainty"
-        ]  # fmt: skip
-    for name in others:
-        one, two = found[first], found[name]
-        gaps = {
-            key: mean(("difference", None), values - two.values[key])
-            for key, values in one.values.items() if key in two.values
-        }  # fmt: skip
-        gaps |= {key: figure.minus(two.sets[key]) for key, figure in one.sets.items() if key in two.sets}
-        differences += [
-            Difference(first, name, *key, gap.n, gap.value, gap.low, gap.high)
-            for key, gap in gaps.items() if gap is not None and key[0] != "reward_uncertainty"
-        ]  # fmt: skip
-    return tuple(metrics), tuple(differences)
-
-
-def _in_order(found: Mapping[str, Found], prompts: Sequence[Prompt]) -> tuple:
-    """Ids of all clips by prompt, version and take."""
-    place = {prompt.id: at for at, prompt in enumerate(prompts)}
-    ordered = sorted(
-        ((place[clip.prompt_id], number, take, clip.id) for number, own in enumerate(found.values())
-         for take, clip in enumerate(own.clips)),
-    )  # fmt: skip
-    return tuple(id_ for *_, id_ in ordered)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ def describe_reference(
     return {"kind": "folder", "name": Path(wanted).resolve().name, "clips": len(files), "sha256": digest.hexdigest()}
 
 
-def sampling(settings: MetricSettings) -> GenerationConfig:
-    """How clips are sampled under the settings."""
-    return settings.generation.to_domain() if settings.generation else GenerationConfig()
+def sampling(settings: MetricSettings, usual: GenerationConfig | None = None) -> GenerationConfig:
+    """How clips are sampled under the settings; what they leave open is as usual."""
+    return replace(usual or GenerationConfig(), **settings.generation.model_dump(exclude_none=True))
 
 
 def audio_files(folder: Path) -> list[Path]:

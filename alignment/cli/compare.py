@@ -11,10 +11,11 @@ from alignment.cli.common import AsJson, DatabaseUrl, Home, Seed, bar, emit, ope
 
 if TYPE_CHECKING:
     from alignment.circle.compare import Result
+    from alignment.circle.workspace import Workspace
 
 
 def compare(
-    candidate: Annotated[str, typer.Argument(help="The version to test.")],
+    candidate: Annotated[str | None, typer.Argument(help="The version to test.", show_default=False)] = None,
     opponents: Annotated[
         list[str] | None, typer.Argument(help="The versions it meets; default tiny-base.", show_default=False)
     ] = None,
@@ -60,6 +61,10 @@ def compare(
     raters: Annotated[int, typer.Option(min=2)] = 8,
     population: Annotated[str, typer.Option(help="A population of configs/listeners.yaml.")] = "default",
     name: Annotated[str | None, typer.Option(help="Name of the comparison; default made up.")] = None,
+    recorded: Annotated[
+        str | None,
+        typer.Option(help="Show this comparison with the votes it has by now; nothing is sung.", show_default=False),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML page with players here.", show_default=False)
     ] = None,
@@ -69,12 +74,17 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Let versions sing the same prompts, measure them, and let SIMULATED listeners or people compare them blind."""
-    from alignment.circle.compare import compare as run
-    from alignment.circle.compare import write_comparison
+    from alignment.circle import compare as stages
     from alignment.circle.compare_recipe import CompareRecipe
-    from alignment.circle.measure_version import resolved
     from alignment.config import parse_recipe
+    from alignment.errors import DataError
 
+    if (candidate is None) == (recorded is None):
+        raise DataError("Name the version to test, or --recorded and a comparison; not both.")
+    if recorded is not None:
+        ws = open_workspace(home, database)
+        _show(stages.recorded(ws, recorded), ws, report, as_json)
+        return
     given = bool(prompt or prompt_set or split)
     recipe = parse_recipe(
         {
@@ -83,18 +93,20 @@ def compare(
             "captions": prompts if prompts is not None else 0 if given else 60,
             "battles": battles, "votes": votes, "raters": raters, "population": population,
             "metrics": {
+                "generation": {"temperature": temperature, "top_k": top_k, "guidance": guidance,
+                               "clip_seconds": seconds},
                 "clips_per_prompt": clips, "reference": reference, "reward_models": reward, "clap": clap, "seed": seed,
             },
         },
         CompareRecipe, origin="compare",
     )  # fmt: skip
     ws = open_workspace(home, database)
-    sampled = {"temperature": temperature, "top_k": top_k, "guidance": guidance, "clip_seconds": seconds}
-    if asked := {name: value for name, value in sampled.items() if value is not None}:
-        metrics = resolved(ws, recipe.versions, recipe.metrics)
-        metrics = metrics.model_copy(update={"generation": metrics.generation.model_copy(update=asked)})
-        recipe = recipe.model_copy(update={"metrics": metrics})
-    result = run(ws, recipe, bar=bar)
+    _show(stages.compare(ws, recipe, bar=bar), ws, report, as_json)
+
+
+def _show(result: Result, ws: Workspace, report: Path | None, as_json: bool) -> None:
+    from alignment.circle.compare import write_comparison
+
     path = str(write_comparison(ws, result.comparison.name, report)) if report else None
     emit(_value(result, path), _told(result, path), as_json)
 
@@ -104,7 +116,8 @@ def _value(result: Result, page: str | None) -> dict[str, Any]:
     found, contests = result.comparison, result.contests
     rate = contests[0].rate if contests else None
     return {
-        "comparison": found.name, "candidate": found.versions[0], "opponent": found.versions[1],
+        "comparison": found.name, "candidate": found.versions[0],
+        "opponent": found.versions[1] if found.versions[1:] else None,
         "versions": list(found.versions), "win_rate": rate and rate.value, "win_rate_low": rate and rate.low,
         "win_rate_high": rate and rate.high, "votes": rate.votes if rate else 0,
         "decisive_votes": rate.decisive if rate else 0, "verdict": rate and rate.verdict, "report": page,
