@@ -21,6 +21,7 @@ from alignment.circle.trust import Trust
 from alignment.db.gates import list_decisions, record_decision
 from alignment.db.new_votes import count_new_votes
 from alignment.db.studies import get_study
+from alignment.db.votes import counted_votes
 from alignment.domain import Outcome
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.evaluation import reward_card_page
@@ -203,7 +204,9 @@ def test_people_who_like_the_champion_keep_it(again: Drive) -> None:
     say(again, "tiny-base")
     again.run()
     assert again.results["decide"]["outcome"] == "rejected" and champion(again) is None
-    assert "It lost" in again.said["promote"] and "is rejected" in again.results["report"]["said"]
+    assert "It lost" in again.said["promote"] and again.results["report"]["said"].startswith(
+        f"{NAME} is rejected: It lost"
+    )
 
 
 def test_votes_that_run_out_without_a_winner_reject_the_candidate(again: Drive) -> None:
@@ -211,7 +214,7 @@ def test_votes_that_run_out_without_a_winner_reject_the_candidate(again: Drive) 
     again.run()
     # Eight pairs settle eight bets at the most, however many more votes the recipe would take.
     assert again.results["decide"]["outcome"] == "rejected"
-    assert "It did not win in the 10 votes it had: win rate 50.0%" in again.results["decide"]["said"]
+    assert "It did not win in the 8 votes it had: win rate 50.0%" in again.results["decide"]["said"]
 
 
 def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> None:
@@ -228,6 +231,22 @@ def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> 
     assert (evidence["over_champion"]["n"], evidence["over_base"]["n"]) == (8, 8) and champion(before) == NAME
     page = Path(before.results["report"]["page"]).read_text(encoding="utf-8")
     assert "over other" in page and "over tiny-base" in page
+
+
+def test_simulated_listeners_decide_a_contest_look_by_look_and_are_marked(before: Drive) -> None:
+    panel = {"raters": 3, "prompts": 16, "clips_per_prompt": 3, "look_votes": 5}
+    before.recipe = PEOPLE | {"simulated": True, "listeners": panel}
+    before.run(until="promote", times=2)
+    found = before.results["decide"]
+    assert found["simulated"] and found["outcome"] in ("promoted", "rejected") and state_of(before) == "closed"
+    with workspace(before.home).database.session(write=False) as s:
+        votes = counted_votes(s, study_ids=[get_study(s, STUDY).id])
+    # Five a look, and no pair twice: eight bets at the most.
+    assert len(votes) in (5, 8) and {vote.rater_kind.value for vote in votes} == {"simulated"}
+    assert len({vote.prompt_id for vote in votes}) == len(votes)
+    with pytest.raises(ConfigError, match="People listen in this home"):  # whoever won
+        before.results["decide"] = found | {"outcome": "promoted"}
+        before.step("promote")
 
 
 def test_a_study_closed_by_hand_promotes_nothing_and_is_decided_once(again: Drive) -> None:
