@@ -429,3 +429,12 @@ def test_another_clap_is_named_and_a_missing_one_refused(made, found, tmp_path: 
     missing = SETTINGS.model_copy(update={"clap": str(tmp_path)})
     with pytest.raises(ModelError, match="no CLAP here"):
         measure_versions(ws, ["v1"], prompts=asked, settings=missing)
+
+
+def test_votes_that_were_broken_off_go_on_where_they_stood(made) -> None:
+    ws, asked = made
+    bare = SETTINGS.model_copy(update={"reference": "none", "reward_models": (), "training_clips": 0})
+    own = measure_versions(ws, ["v1", "base"], prompts=asked[:2], settings=bare)
+    for votes in (2, 3, 3):
+        names = compare.simulate_battles(ws, own.name, RECIPE.model_copy(update={"votes": votes}), no_progress)
+        assert len(compare.listen.votes_of(ws, names[0])) == votes
