@@ -120,7 +120,14 @@ def test_the_list_shows_a_job_that_begins_elsewhere_and_one_is_cancelled_and_res
         sync_api.expect(card).to_contain_text("waits for a worker")
         card.locator("h2 a").click()
         page.locator("summary", has_text="Cancel").click()
-        page.clock.run_for(6000)  # an open question is not taken away by fresh figures
+        page.evaluate("document.activeElement.blur()")
+        with bench.ledger.session() as s:
+            jobs.move_job(s, "compare-9", to="queued", reason="another one is before it")
+        with page.expect_response("**/state?after=*"):
+            page.clock.run_for(2000)
+        sync_api.expect(page.locator("[data-part=line]")).to_have_text("another one is before it")
+        page.clock.run_for(4000)
+        assert page.get_attribute("#figures", "data-refreshed") is None  # an open question is not taken away
         page.click("text=Cancel this job")
         sync_api.expect(page.locator("h1 .badge")).to_have_text("cancelled")
         sync_api.expect(page.locator(".notice")).to_contain_text("Cancelled by ada")
