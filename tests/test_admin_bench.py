@@ -186,9 +186,13 @@ def test_the_state_is_json_whose_mark_changes_with_a_step_and_not_with_a_share(f
     second = client.get("/admin/jobs/state").json()
     assert second["mark"] == first["mark"] and second["jobs"][0]["line"].startswith("sing · 5 of 10 clips · 25% of all")
     with ledger.session() as s:
+        jobs.set_step(s, job_id, "measure", reason="the reference is missing")
+    third = client.get("/admin/jobs/state").json()
+    assert third["mark"] != second["mark"]  # there is something new to read
+    with ledger.session() as s:
         jobs.set_step(s, job_id, "sing", state="done", share=1.0)
         jobs.move_job(s, job_id, to="running", step="measure")
-    assert client.get("/admin/jobs/state").json()["mark"] != first["mark"]
+    assert client.get("/admin/jobs/state").json()["mark"] not in (first["mark"], third["mark"])
     own = client.get(f"/admin/jobs/job/{job_id}/state").json()
     assert own["jobs"][0]["line"].startswith("measure") and own["log"]["lines"][0].endswith("asked for by tests")
     assert client.get(f"/admin/jobs/job/{job_id}/state?after={own['log']['next']}").json()["log"]["lines"] == []
@@ -263,6 +267,22 @@ def test_an_admin_starts_cancels_and_resumes_a_job_and_each_is_logged(fresh):
     for action in ("job.start", "job.cancel", "job.resume"):
         assert ("ada", action, job_id) in _audit(fresh)
     assert _audit(fresh).count(("ada", "job.cancel", job_id)) == 1  # what was refused is not in the log
+
+
+def test_a_button_pressed_twice_starts_one_job_and_another_recipe_another(fresh):
+    client, settings = fresh.client(), fresh.admin.state.settings
+    page = client.get("/admin/jobs/new?kind=compare").text
+    sent = {"token": token_in(page), "kind": "compare", "mark": re.search(r'name="mark" value="([^"]+)"', page)[1]}
+    recipe = "versions: [base, v1]\ncaptions: 4"
+    answers = [client.post("/admin/jobs/new", data=sent | {"recipe": text}) for text in (recipe, recipe, recipe + "0")]
+    first, again, other = (answer.headers["location"] for answer in answers)
+    assert first == again != other and first.endswith(sent["mark"])
+    assert [job.recipe["captions"] for job in status.list_jobs(settings)] == [40, 4]
+    values = form_values(client.get("/admin/compare").text) | {"versions": ["base", "v1"]}
+    assert len({client.post("/admin/compare", data=values).headers["location"] for _ in range(2)}) == 1
+    crooked = client.post("/admin/compare", data=values | {"mark": ["../x"]}).headers["location"]
+    assert re.fullmatch(r"/admin/jobs/job/compare-[0-9-]+-[0-9a-f]{6}", crooked)
+    assert [action for _, action, _ in _audit(fresh)].count("job.start") == 4
 
 
 def test_a_job_is_planned_by_a_cron_time_and_removed_again(fresh):
