@@ -279,6 +279,13 @@ def test_the_card_tells_data_votes_licence_results_and_that_programs_voted(made:
     assert f"torch {torch.__version__.split('+')[0]}" in card
 
 
+def test_the_card_can_be_read_without_exporting(made: Registry, tmp_path: Path, capsys):
+    home = Path(made.database.engine.url.database).parent
+    exported = export_merged(made.store, made.database, "v1", tmp_path / "merged") / "README.md"
+    assert attune(capsys, "versions", "show", "v1", "--card", "--home", home).out == exported.read_text()
+    assert attune(capsys, "versions", "show", "v1", "--card", "--home", home, "--json").json["card"].startswith("---")
+
+
 def test_a_card_of_people_has_no_mark_and_shows_each_figure_with_its_interval_and_n():
     lineage = {
         "kind": "version", "name": "v3", "status": "champion", "simulated": False, "base": "tiny",

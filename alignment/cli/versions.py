@@ -62,6 +62,7 @@ def _row(version: Version) -> dict[str, Any]:
 def show(
     name: Name,
     votes: Annotated[bool, typer.Option("--votes", help="With --json: the id of every vote, too.")] = False,
+    as_card: Annotated[bool, typer.Option("--card", help="Its model card, as exports carry it.")] = False,
     home: Home = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -69,9 +70,13 @@ def show(
     """One version: its lineage down to the votes, what was measured, what the gate decided, what became of it."""
     from alignment.db import gates, metric_results, version_changes
     from alignment.evaluation.terminal import clean, number
-    from alignment.versions import lineage, tree
+    from alignment.versions import card, lineage, tree
 
     with _open(home, database) as (db, _):
+        if as_card:
+            written = card(db, name)
+            emit({"version": name, "card": written}, written.rstrip(), as_json)
+            return
         grown = tree(db, name, votes=votes).to_json()
         steps = lineage(db, name)
         with db.session(write=False) as s:

@@ -4,7 +4,7 @@ No torch at import: the web app reads and promotes through it.
 """
 
 from alignment.versions.difference import Difference, differences
-from alignment.versions.export import export_adapter, export_audio, export_merged
+from alignment.versions.export import card, export_adapter, export_audio, export_merged
 from alignment.versions.lineage import Ancestor, Node, lineage, tree
 from alignment.versions.promotion import champion, promote, retire, rollback
 from alignment.versions.register import BASE_NAME, register_adapter, register_base, require_base
@@ -14,6 +14,7 @@ __all__ = [
     "Ancestor",
     "Difference",
     "Node",
+    "card",
     "champion",
     "differences",
     "export_adapter",

@@ -46,7 +46,7 @@ def export_adapter(store: ClipStore, database: Database, name: str, folder: Path
         source = store.path_of(version.adapter_uri)
         check(source, base_sha256=version.base_sha256)
         shutil.copytree(source, place, dirs_exist_ok=True)
-        _write_card(database, version, "adapter", place)
+        (place / CARD).write_text(card(database, name, form="adapter"), encoding="utf-8")
     return Path(folder)
 
 
@@ -66,7 +66,7 @@ def export_merged(store: ClipStore, database: Database, name: str, folder: Path)
         if adapter is not None:
             model.load_adapter(adapter)
         write_merged(model, place, listening=version.listening)
-        _write_card(database, version, "merged", place)
+        (place / CARD).write_text(card(database, name), encoding="utf-8")
     return Path(folder)
 
 
@@ -99,7 +99,7 @@ def export_audio(
                     [target.name, texts[clip.prompt_id], clip.seed, sampled.temperature, sampled.top_k,
                      sampled.guidance, clip.facts.seconds, clip.audio_sha256, provenance(name)]
                 )  # fmt: skip
-        _write_card(database, version, "audio", place, clips=len(sung))
+        (place / CARD).write_text(card(database, name, form="audio", clips=len(sung)), encoding="utf-8")
     return Path(folder)
 
 
@@ -154,12 +154,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_card(database: Database, version: Version, form: Form, place: Path, *, clips: int = 0) -> None:
+def card(database: Database, name: str, *, form: Form = "merged", clips: int = 0) -> str:
+    """The version's card as Markdown, for one form of export (``clips`` of the audio's). Raises NotFoundError."""
     with database.session(write=False) as s:
-        figures = metric_results.latest(s, version.name)
-        made = gates.list_decisions(s, candidate=version.name)
+        figures = metric_results.latest(s, name)
+        made = gates.list_decisions(s, candidate=name)
     facts = CardFacts(
-        version.name, form, tree(database, version.name).to_json(),
+        name, form, tree(database, name).to_json(),
         figures=[MeasuredFigure(one.metric, one.model, one.value, one.low, one.high, one.n) for one in figures],
         decisions=[
             GateResult(
@@ -170,7 +171,7 @@ def _write_card(database: Database, version: Version, form: Form, place: Path, *
         ],
         clips=clips, versions={library: number for library in LIBRARIES if (number := _installed(library))},
     )  # fmt: skip
-    (place / CARD).write_text(version_card(facts), encoding="utf-8")
+    return version_card(facts)
 
 
 def _win_rate(test: Any) -> tuple[float, float, float, int] | None:
