@@ -158,6 +158,7 @@ def sql_load(votes: int, versions: int) -> dict[str, Any]:
         "seconds": seconds.wall,
         "cpu_seconds": seconds.cpu,
         "seconds_to_write_them": made.wall,
+        "cpu_seconds_to_write_them": made.cpu,
         "database": "SQLite",
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -393,3 +395,18 @@ def test_versions_sing_as_people_hear_the_first_that_says_how(made, monkeypatch)
     whole = MetricSettings(generation=GenerationSettings(top_k=7))
     copied = left_open.model_copy(update={"generation": GenerationSettings(top_k=7)})
     assert sung(whole, "base") == sung(copied, "base") == GenerationConfig(top_k=7)
+
+
+def test_a_web_page_checks_the_recipe_without_torch() -> None:
+    code = "import sys, alignment.circle.compare_job as c; c.CompareRecipe(versions=('a', 'b'), captions=2); print(" + (
+        "sorted({'torch', 'transformers', 'dbos'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_recipe_that_ships_is_whole() -> None:
+    from alignment.config import REPOSITORY, load_recipe
+
+    recipe = load_recipe(REPOSITORY / "configs" / "compare.yaml", CompareRecipe)
+    assert recipe.versions == ("tiny-dpo", "tiny-base") and recipe.metrics.reference == "base"

@@ -59,17 +59,24 @@ OPEN = Difference("v2", "base", "clap_score", CLAP, 8, -0.1, -0.3, 0.1)
 
 def test_the_headline_says_what_differs_clearly_and_which_way_is_better() -> None:
     html = render(ComparePage(comparison(BETTER, LOUDER, OPEN)))
-    listed = re.findall(r"<li>(.*?)</li>", html.split("clear-list", 2)[2])
-    assert listed == [  # an interval with 0 in it is no difference
-        "CLAP score higher than v1 by 0.120, 0.0500 to 0.190 (better)",
-        "Level lower than base by 4.00 LUFS, 3.00 to 5.00",
+    assert re.findall(r"<li>(.*?)</li>", html) == [  # an interval with 0 in it is no difference
+        "<b>Beside v1</b>, better: CLAP score +0.120.",
+        "<b>Beside base</b>, also: Level −4.00 LUFS.",
     ]
-    assert "no clear difference in any metric" in render(ComparePage(comparison(OPEN)))
+    assert render(ComparePage(comparison(OPEN))).count("no clear difference in any metric") == 2
+
+
+def test_far_from_a_versions_clips_is_not_worse_and_far_from_recordings_is() -> None:
+    far = Difference("v2", "v1", "fad", CLAP, 8, 0.4, 0.3, 0.5)
+    recordings = comparison(far, versions=("v2", "v1"))
+    base = {**recordings.about, "reference": {"kind": "version", "name": "base", "clips": 8}}
+    assert "worse: FAD +0.400." in render(ComparePage(recordings))
+    assert "also: FAD +0.400." in render(ComparePage(Comparison(**{**vars(recordings), "about": base})))
 
 
 def test_every_figure_stands_with_its_interval_its_n_and_its_model() -> None:
     html = render(ComparePage(comparison(BETTER, OPEN)))
-    assert html.count("0.300 to 0.600 · n = 8") == 3 and f"embeddings, in −1 to 1. {CLAP}." in html
+    assert html.count("0.300 to 0.600 · n\u00a0=\u00a08") == 3 and f"embeddings, in −1 to 1. {CLAP}." in html
     assert "interval unknown" in html, "one figure has none"
     row = next(part for part in html.split("<tr>") if "KL to base" in part)
     assert row.count('data-column="v1"><span>–') == 1

@@ -125,7 +125,7 @@ def _banner(shown: ComparePage) -> str:
 
 def _hero(shown: ComparePage) -> str:
     found = shown.comparison
-    first, others = found.versions[0], found.versions[1:]
+    others = found.versions[1:]
     names = [f'<span class="name">{escape(name)}</span>' for name in found.versions]
     title = f"{', '.join(names[:-1])} and {names[-1]}, side by side" if others else f"{names[0]}, measured"
     confidence = f"{100 * float(found.settings.get('confidence', 0.95)):g}%"
@@ -134,34 +134,37 @@ def _hero(shown: ComparePage) -> str:
         f"{prompts} prompts, {clips} clips of every version, sung with the same seeds; {confidence} intervals from "
         "resampled prompts."
     )
-    clear = [_said(one) for one in found.differences if one.is_clear]
-    told = f"Beside {' and '.join(escape(name) for name in others)}, {escape(first)} shows"
-    body = ""
-    if others:
-        body = (
-            f'<p class="note">{told}:</p><ul class="clear-list">{"".join(f"<li>{line}</li>" for line in clear)}</ul>'
-            if clear
-            else f'<p class="note">{told} no clear difference in any metric.</p>'
-        )
+    body = "".join(_clear(found, other) for other in others)
+    body = f'<ul class="clear-list">{body}</ul>' if body else ""
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in shown.notes)
     return f'<section class="hero"><h1>{title}</h1><p class="lead">{escape(lead)}</p>{body}{notes}</section>'
 
 
-def _said(one: Difference) -> str:
-    words = words_of(one.metric)
-    unit = f" {escape(words.unit)}" if words.unit else ""
-    good = {"higher": one.value > 0, "lower": one.value < 0}.get(words.better or "")
-    verdict = "" if good is None else " (better)" if good else " (worse)"
-    way = "higher" if one.value > 0 else "lower"
-    return (
-        f"{escape(words.label)} {way} than {escape(one.against)} by {number(abs(one.value))}{unit}, "
-        f"{_span(one, flip=one.value < 0)}{verdict}"
-    )
+def _clear(found: Comparison, other: str) -> str:
+    """What differs clearly from one of the others, in one item of a list: the better, the worse, the rest."""
+    sorted_out: dict[str, list[str]] = {"better": [], "worse": [], "also": []}
+    for one in found.differences:
+        if one.against == other and one.is_clear:
+            words, sign = words_of(one.metric), "+" if one.value > 0 else ""
+            wanted = _better(found, one.metric)
+            kind = "also" if wanted is None else "better" if (wanted == "higher") == (one.value > 0) else "worse"
+            unit = f" {words.unit}" if words.unit else ""
+            sorted_out[kind].append(f"{words.label} {sign}{number(one.value)}{unit}")
+    told = [f"{kind}: {', '.join(names)}" for kind, names in sorted_out.items() if names]
+    said = "; ".join(told) if told else "no clear difference in any metric"
+    return f"<li><b>Beside {escape(other)}</b>, {escape(said)}.</li>"
 
 
-def _span(one: Measured | Difference, *, flip: bool = False) -> str:
-    low, high = (-one.high, -one.low) if flip else (one.low, one.high)
-    return page._range(Interval(one.value, low, high, one.n), number)
+def _better(found: Comparison, metric: str) -> str | None:
+    """Which way is better; neither for the distance to a version's clips, which says how far and not how good."""
+    reference = found.about.get("reference") or {}
+    if metric in ("fad", "kernel_distance") and reference.get("kind") != "folder":
+        return None
+    return words_of(metric).better
+
+
+def _span(one: Measured | Difference) -> str:
+    return page._range(Interval(one.value, one.low, one.high, one.n), number)
 
 
 def _battles(shown: ComparePage) -> str:
@@ -187,7 +190,8 @@ def _metrics(shown: ComparePage) -> str:
         f'<div class="scroll" tabindex="0" role="region" aria-label="Metrics"><table class="compared" '
         f'style="--versions: {len(found.versions)}"><thead><tr><th scope="col">Metric</th>{head}</tr></thead><tbody>'
         f"{''.join(rows)}</tbody></table></div>",
-        lead="Equal n for all. Under a later version's figure: how far the first one's lies above it (+) or below (−).",
+        lead=f"Equal n for all. Δ: how far {escape(found.versions[0])} lies above (+) or below (−) this version, "
+        "prompt by prompt; bold where that is clear.",
     )  # fmt: skip
 
 
@@ -207,9 +211,9 @@ def _row(found: Comparison, metric: str, model: str | None) -> str:
         told = ""
         if gap is not None:
             css, sign = ("gap clear" if gap.is_clear else "gap"), ("+" if gap.value > 0 else "")
-            told = f'<small class="{css}">{escape(found.versions[0])}: {sign}{number(gap.value)}, {_span(gap)}</small>'
+            told = f'<small class="{css}">Δ {sign}{number(gap.value)}, {_span(gap)}</small>'
         cells.append(
-            f"<td {column}><span>{number(one.value)}</span><small>{_span(one)} · n = {one.n:,}</small>{told}</td>"
+            f"<td {column}><span>{number(one.value)}</span><small>{_span(one)} · n = {one.n:,}</small>{told}</td>"
         )
     unit = f", {words.unit}" if words.unit else ""
     note = f"{words.definition[:1].upper()}{words.definition[1:]}." if words.definition else ""

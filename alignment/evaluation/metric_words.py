@@ -29,13 +29,13 @@ METRICS: dict[str, MetricWords] = {
         "equal sources", "lower",
     ),
     "reward_preference": MetricWords(
-        "Reward, preference", "logits", "what the reward model expects listeners to prefer; only differences say "
+        "Preference reward", "logits", "what the reward model expects listeners to prefer; only differences say "
         "something", "higher",
     ),
     "reward_text_adherence": MetricWords(
-        "Reward, text adherence", "logits", "the reward model's head for following the prompt", "higher"
+        "Text-adherence reward", "logits", "the reward model's head for following the prompt", "higher"
     ),
-    "reward_quality": MetricWords("Reward, quality", "logits", "the reward model's head for quality", "higher"),
+    "reward_quality": MetricWords("Quality reward", "logits", "the reward model's head for quality", "higher"),
     "kl": MetricWords("KL to base", "nats a clip", "how far the version has moved from its own base, on its own clips"),
     "diversity": MetricWords(
         "Diversity", "", "mean cosine distance in CLAP space between two clips of one prompt; 0: always the same",

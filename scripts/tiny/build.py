@@ -1,6 +1,6 @@
 """Rebuild attune-tiny from nothing: data, codec, judge, decoder, CLAP, card. Resumable; hours on two cores.
 
-    python -m scripts.tiny.build          # or `make tiny`
+python -m scripts.tiny.build          # or `make tiny`
 """
 
 from __future__ import annotations

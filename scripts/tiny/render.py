@@ -33,18 +33,38 @@ PROGRESSIONS = {
     "major": ((0, 4, 5, 3), (0, 3, 4, 0), (0, 5, 3, 4), (0, 3, 0, 4)),
     "minor": ((0, 5, 2, 6), (0, 3, 6, 0), (0, 5, 3, 4), (0, 6, 5, 6)),
 }
-CENTRES = {"piano": 69, "organ": 67, "guitar": 62, "violin": 74, "trumpet": 69, "saxophone": 64,
-           "flute": 79, "marimba": 69, "music box": 81, "synth": 67}
+CENTRES = {
+    "piano": 69,
+    "organ": 67,
+    "guitar": 62,
+    "violin": 74,
+    "trumpet": 69,
+    "saxophone": 64,
+    "flute": 79,
+    "marimba": 69,
+    "music box": 81,
+    "synth": 67,
+}
 
 
 # One bar of rhythm each, in beats; a melody repeats its rhythm, which is what makes a tempo audible.
 RHYTHMS = (
-    (1, 1, 1, 1), (1, 1, 2), (0.5, 0.5, 1, 1, 1), (1, 0.5, 0.5, 1, 1), (1.5, 0.5, 1, 1), (0.5, 0.5, 0.5, 0.5, 1, 1),
-    (1, 0.5, 0.5, 0.5, 0.5, 1), (2, 1, 1), (1, 1, 0.5, 0.5, 1),
+    (1, 1, 1, 1),
+    (1, 1, 2),
+    (0.5, 0.5, 1, 1, 1),
+    (1, 0.5, 0.5, 1, 1),
+    (1.5, 0.5, 1, 1),
+    (0.5, 0.5, 0.5, 0.5, 1, 1),
+    (1, 0.5, 0.5, 0.5, 0.5, 1),
+    (2, 1, 1),
+    (1, 1, 0.5, 0.5, 1),
 )
 COMPING = {"chords": ((0, 1), (0, 1), (0, 0.5, 1), (0, 1.5)), "strings": ((0,),)}  # hits in two beats
 DRUM_BARS = (  # hi-hat step in beats, kick and snare beats of a bar of four
-    (0.5, (0, 2), (1, 3)), (0.5, (0, 1.5, 2), (1, 3)), (1.0, (0, 2), (1, 3)), (0.5, (0, 2, 2.5), (1, 3)),
+    (0.5, (0, 2), (1, 3)),
+    (0.5, (0, 1.5, 2), (1, 3)),
+    (1.0, (0, 2), (1, 3)),
+    (0.5, (0, 2, 2.5), (1, 3)),
 )
 
 

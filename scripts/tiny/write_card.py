@@ -1,6 +1,6 @@
 """Measure the installed attune-tiny on captions and renders never trained on, and write its model card.
 
-    python -m scripts.tiny.write_card
+python -m scripts.tiny.write_card
 """
 
 from __future__ import annotations
