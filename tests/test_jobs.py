@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs_support import CHAIN_12, Place, gone
+from jobs_support import CHAIN_12, PATIENCE, Place, gone
 from typer.testing import CliRunner
 
 from alignment.cli import app
@@ -99,7 +99,7 @@ def test_cancel_stops_a_stubborn_trainer_within_five_seconds_and_frees_the_gpu_s
     status.cancel(place.settings, job_id, asked_by="test")
     job = place.ended(job_id)
     place.until(lambda: gone(trainer))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 * PATIENCE
     assert (job.state, job.reason) == ("cancelled", "Cancelled by test.")
     assert place.ended(after).state == "done"  # it got the slot
 
@@ -134,7 +134,7 @@ def test_what_the_engine_records_is_json_and_holds_no_pickle(place: Place) -> No
 def test_a_second_worker_of_the_same_name_is_refused(place: Place) -> None:
     place.ended(place.plain)
     second = place.work()
-    assert second.wait(60) == 1
+    assert second.wait() == 1
     said = (place.home / "worker.log").read_text()
     assert "runs already on this home" in said and "another --name" in said
 
@@ -174,15 +174,16 @@ def test_a_worker_told_to_end_does_so_within_five_seconds_and_the_next_one_goes_
                               place.trainers(job_id)[0])  # fmt: skip
         began = time.monotonic()
         worker.terminate()
-        assert worker.wait(30) == 0 and time.monotonic() - began < 5 and gone(trainer)
+        assert worker.wait() == 0 and time.monotonic() - began < 5 * PATIENCE and gone(trainer)
         assert place.job(job_id).state == "running"
-        assert place.work("--once").wait(60) == 0
+        assert place.work("--once").wait() == 0
         assert place.job(job_id).state == "done"
         assert (place.home / "versions" / job_id).read_text() == CHAIN_12
     finally:
         place.close()
 
 
+@pytest.mark.slow
 def test_a_worker_with_other_steps_leaves_a_job_alone_and_says_so(tmp_path: Path) -> None:
     place = Place(tmp_path)
     try:
@@ -191,7 +192,7 @@ def test_a_worker_with_other_steps_leaves_a_job_alone_and_says_so(tmp_path: Path
         place.until(lambda: place.job(job_id).state == "waiting")
         worker.terminate()
         worker.wait()
-        assert place.work("--once", ATTUNE_FAKE="tests.jobs_fake:OTHER").wait(60) == 0
+        assert place.work("--once", ATTUNE_FAKE="tests.jobs_fake:OTHER").wait() == 0
         job = place.job(job_id)
         assert job.is_open and "its kind fake has other steps in its code" in job.reason
         assert place.attempts(job_id).count("judge") == 1
@@ -199,15 +200,16 @@ def test_a_worker_with_other_steps_leaves_a_job_alone_and_says_so(tmp_path: Path
         with sqlite3.connect(place.home / "attune-jobs.db") as file:  # an hour later
             file.execute("update operation_outputs set output = json_set(output, '$.until', 0) "
                          "where json_extract(output, '$.state') = 'waiting'")  # fmt: skip
-        assert place.work("--once").wait(60) == 0
+        assert place.work("--once").wait() == 0
         assert place.job(job_id).state == "done" and place.attempts(job_id).count("judge") == 2
     finally:
         place.close()
 
 
+@pytest.mark.slow
 def test_run_follows_a_job_to_its_end_without_any_other_worker(tmp_path: Path) -> None:
     place = Place(tmp_path)
     run = place.attune("run", "fake", "--json")
-    assert run.wait(90) == 0
+    assert run.wait() == 0
     said = (tmp_path / "worker.log").read_text()
     assert json.loads(said.splitlines()[-1])["state"] == "done" and "train: trained" in said

@@ -58,7 +58,7 @@ def test_a_job_whose_worker_trainer_and_both_are_killed_ends_as_an_undisturbed_o
     third = place.until(lambda: place.trainers(job_id)[2:])[0]
     os.kill(third, signal.SIGKILL)
     kill(worker)
-    assert place.work("--once").wait(60) == 0
+    assert place.work("--once").wait() == 0
     check_whole(place, job_id)
     assert len(place.trainers(job_id)) == 4
     assert place.attempts(job_id).count("collect") == 1  # what was recorded is not done again
@@ -115,7 +115,7 @@ def test_fifty_kills_at_random_on_sqlite_leave_undisturbed_results(place: Place)
     while killed < 50:
         jobs += [place.submit(pause=0.2), place.submit(pause=0.2)]
         killed += kill_at_random(place, jobs, kills=50 - killed, names=["one"], seed=seed + killed)
-        place.close()
+        place.kill_all()
     place.work("--name", "one", "--once").wait(300)
     for job_id in jobs:
         check_whole(place, job_id)
@@ -130,7 +130,7 @@ def test_kills_of_two_workers_on_postgresql_leave_undisturbed_results(tmp_path: 
         while killed < 16:
             jobs += [place.submit(pause=0.2) for _ in range(2)]
             killed += kill_at_random(place, jobs, kills=16 - killed, names=["one", "two"], seed=seed + killed)
-            place.close()
+            place.kill_all()
         # One of them never comes back: the other one gets its jobs.
         place.work("--name", "one")
         host = next(one.name for one in status.list_workers(place.settings) if one.name.endswith(":two"))

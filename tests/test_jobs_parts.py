@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -47,8 +47,8 @@ def test_a_cron_line_is_read_in_utc() -> None:
     evening = datetime(2026, 11, 21, 20, 0, tzinfo=UTC)
     assert next_time("0 3 * * *", evening) == datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
     assert next_time("*/15 * * * 1", evening) == datetime(2026, 11, 23, 0, 0, tzinfo=UTC)  # a Monday
-    berlin = evening.astimezone(datetime.now().astimezone().tzinfo)
-    assert next_time("0 3 * * *", berlin) == datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+    karachi = evening.astimezone(timezone(timedelta(hours=5)))  # one in the morning there
+    assert next_time("0 22 * * *", karachi) == datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 
 
 def test_a_schedule_asks_once_for_what_fell_due_and_passes_over_while_its_last_job_is_open(place: Place) -> None:
@@ -137,11 +137,12 @@ def test_a_line_of_progress_gives_a_share_and_words_and_a_result_gives_none() ->
 
 def test_a_command_gives_its_last_json_line_and_fails_with_its_last_words(tmp_path: Path, capfd) -> None:
     told = []
-    code = 'import json; print("hello"); print(json.dumps({"share": 0.5, "text": "half"})); print(json.dumps({"a": 1}))'
+    said = ["hello", '{"a": 0}', '{"share": 0.5, "text": "half"}', '{"a": 1}']
+    code = f"print({chr(10).join(said)!r})"
     result = run_command(command(code, tmp_path, result={"b": 2}), job_id="j", slot=None,
                          tell=lambda *said: told.append(said))  # fmt: skip
     assert result == {"a": 1, "b": 2} and told == [(0.5, "half")]
-    assert capfd.readouterr().out.splitlines() == ["hello", '{"a": 1}']
+    assert capfd.readouterr().out.splitlines() == ["hello", '{"a": 0}', '{"a": 1}']
     assert run_command(command("print('{}')", tmp_path, result=lambda said: {"n": len(said)}), job_id="j", slot=None,
                        tell=silent) == {"n": 0}  # fmt: skip
     with pytest.raises(CommandFailed, match="^No snapshot x; take one.$"):
@@ -246,6 +247,7 @@ def test_a_full_disk_fails_a_step_with_what_to_do(tmp_path: Path, monkeypatch) -
     def kind(run: object) -> jobs_fake.JobKind:
         return jobs_fake.JobKind("fake", jobs_fake.FakeRecipe, (jobs_fake.Step("fill", run),), "")
 
+    monkeypatch.setenv("ATTUNE_JOB_KINDS", "tests.jobs_fake:KINDS")
     monkeypatch.setattr(jobs_fake, "FAKE", kind(fill))
     spec = {"kind": "fake", "step": "fill", "job_id": "j", "home": str(tmp_path), "database_url": "", "store": "",
             "run_dir": str(tmp_path / "run"), "recipe": {}, "results": {}}  # fmt: skip
@@ -287,3 +289,18 @@ def test_submitit_runs_a_command_elsewhere_and_finds_it_again(tmp_path: Path, mo
     monkeypatch.setenv("ATTUNE_RUNNER", "pbs")
     with pytest.raises(ConfigError, match="ATTUNE_RUNNER is 'pbs'; write local, slurm or submitit-local"):
         slurm.run_elsewhere(asked, job_id="j", tell=silent)
+
+
+def test_nothing_but_the_engine_knows_dbos_and_a_web_page_loads_neither_it_nor_torch(place: Place) -> None:
+    root = Path(__file__).resolve().parent.parent
+    named = [path.name for folder in ("alignment", "rating_app") for path in (root / folder).rglob("*.py")
+             if "import dbos" in path.read_text() or "from dbos" in path.read_text()]  # fmt: skip
+    assert named == ["engine.py"]
+    code = (
+        "import sys\nfrom alignment.config import Settings\nfrom alignment.jobs import status\n"
+        f"s = Settings.from_environment(database={place.settings.database_url!r})\n"
+        "job = status.submit(s, 'fake', {'votes': 1}); status.list_jobs(s); status.cancel(s, job)\n"
+        "print(sorted({'torch', 'dbos', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

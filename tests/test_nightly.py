@@ -146,7 +146,17 @@ def test_training_is_a_command_that_goes_on_and_names_no_database(night) -> None
     assert command.argv[command.argv.index("--job") + 1] == "job-1"
     assert not any("attune.db" in part for part in command.argv)  # it may hold a password
     assert command.environment["ATTUNE_DATABASE"].endswith("attune.db")
-    assert Path(command.argv[5]).read_text(encoding="utf-8").count("method: dpo") == 1
+    assert command.argv[5].endswith("jobs/job-1/align.yaml")
+    stages = (night[0].home / "jobs" / "job-1" / "align.yaml").read_text(encoding="utf-8")
+    assert stages.count("method: dpo") == 1
+
+
+def test_a_night_that_begins_anew_counts_the_same_votes_and_opens_no_second_study(again: Drive) -> None:
+    found, rows = again.results, tables(again.home, ROWS)
+    again.results = {name: value for name, value in found.items() if name != "votes"}
+    assert again.step("votes") == found["votes"]  # its own snapshot is none that came before
+    again.results = found
+    assert again.step("study") == found["study"] and tables(again.home, ROWS) == rows
 
 
 def test_the_contest_is_blind_and_its_prompts_train_nothing(night) -> None:

@@ -40,6 +40,19 @@ class Stopped(Exception):
     """The job was taken out of this worker's hand: ``cancelled``, or ``lost`` to another run of the engine."""
 
 
+def insist(ledger: Database, act: Callable[[Any], T], *, wait: Callable[[float], None], log: Callable[..., None]) -> T:
+    """What ``act`` says of a session of the ledger; while that is away, ``wait`` is called with some seconds."""
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            with ledger.session() as s:
+                return act(s)
+        except DatabaseError as error:
+            log("no-database", error=str(error), next_try_seconds=pause)
+            wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
 @dataclass
 class Hand:
     """One job under way. ``stop`` may be called from any thread; the others belong to the thread of the job."""
@@ -62,15 +75,7 @@ class Hand:
 
     def insist(self, act: Callable[[Any], T]) -> T:
         """What ``act`` says of a session of the ledger, asked again while the ledger is away."""
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                with self.ledger.session() as s:
-                    return act(s)
-            except DatabaseError as error:
-                self.log("no-database", job=self.job.id, error=str(error), next_try_seconds=pause)
-                self.pause(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+        return insist(self.ledger, act, wait=self.pause, log=self.log)
 
     def pause(self, seconds: float) -> None:
         """Raises Stopped when the job is taken away meanwhile; holds still for good when the worker ends."""

@@ -240,7 +240,7 @@ def _reason(job: jobs.JobRecord, alive: set[str]) -> str | None:
         return job.reason
     if job.state == "queued" and not alive and job.reason is None:
         return "No worker runs; start one with `attune jobs work`."
-    if job.state != "queued" and job.executor not in alive:
+    if job.state != "queued" and job.executor is not None and job.executor not in alive:
         return (
             f"Its worker {job.executor} gives no sign of life; start it again, or give its jobs away with "
             f"`attune jobs reassign {job.executor}`."

@@ -18,7 +18,7 @@ from alignment.db.tables_jobs import OPEN_STATES, jobs_url
 from alignment.errors import AttuneError, ConfigError, DatabaseError
 from alignment.jobs import schedules
 from alignment.jobs.course import Record, code_of, run_course, shape_of
-from alignment.jobs.hand import Hand, Stopped
+from alignment.jobs.hand import Hand, Stopped, insist
 from alignment.jobs.kinds import KINDS
 from alignment.jobs.parts import JobKind
 from alignment.jobs.slots import locked
@@ -120,8 +120,7 @@ class Worker:
             return state
         except Stopped as stopped:
             if str(stopped) == "cancelled" and hand is not None:
-                with self.ledger.session() as s:
-                    queries.end_job(s, job_id, "cancelled", None, workflow=workflow)
+                self._insist(lambda s: queries.end_job(s, job_id, "cancelled", None, workflow=workflow))
             self.log(str(stopped), job=job_id)
             return str(stopped)
         except Exception as error:  # of the engine's own store, mostly: a full disk, say
@@ -129,21 +128,30 @@ class Worker:
             self.log("failed", job=job_id, error=f"{type(error).__name__}: {first}")
             if hand is not None:
                 reason = f"The job's course could not be recorded ({type(error).__name__}: {first}); mend that, resume."
-                hand.insist(lambda s: queries.end_job(s, job_id, "failed", reason, workflow=workflow))
+                self._insist(lambda s: queries.end_job(s, job_id, "failed", reason, workflow=workflow))
             raise
         finally:
             with self._guard:
                 if self._hands.get(job_id) is hand:
                     self._hands.pop(job_id, None)
 
+    def _insist(self, act: Any) -> Any:
+        return insist(self.ledger, act, wait=self._wait, log=self.log)
+
+    def _wait(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            threading.Event().wait()  # nothing more may be recorded: the next worker goes on
+
     def _take(self, job_id: str, workflow: str) -> Hand | None:
-        with self.ledger.session() as s:
+        def take(s: Any) -> tuple[bool, JobRecord]:
             job = queries.get_job(s, job_id)
             taken = queries.move_job(
                 s, job_id, to="running", workflow=workflow, executor=self.name, code=self.code,
                 shape=shape_of(self.kinds[job.kind]), started=job.started or queries.utcnow(), reason=None,
             )  # fmt: skip
-            job = queries.get_job(s, job_id)
+            return taken, queries.get_job(s, job_id)
+
+        taken, job = self._insist(take)
         if not taken:
             return None
         hand = Hand(job, self.settings, self.ledger, self.log)
@@ -190,9 +198,9 @@ class Worker:
         """Enqueues what waits; a job that this worker had under other code goes on if its steps are the same."""
         from alignment.jobs import engine
 
-        kind = self.kinds.get(job.kind)
+        kind, ours = self.kinds.get(job.kind), job.executor in (self.name, None)
         if kind is None or job.shape not in (None, shape_of(kind)):
-            if job.id not in self._refused and (job.state == "queued" or job.executor == self.name):
+            if job.id not in self._refused and (job.state == "queued" or ours):
                 self._refused.add(job.id)
                 said = "is not known to it" if kind is None else "has other steps in its code"
                 why = (
@@ -201,7 +209,7 @@ class Worker:
                 )
                 self.log("other-code", job=job.id, reason=why)
                 with self.ledger.session() as s:
-                    queries.touch_job(s, job.id, reason=why)
+                    queries.touch_job(s, job.id, reason=why, executor=None)
                     queries.add_line(s, job.id, why)
         elif job.state == "queued":
             if job.workflow not in self._enqueued:
@@ -210,7 +218,7 @@ class Worker:
                 if held_by != self.code and not self._alive(held_by):  # those whose it was are gone
                     with self.ledger.session() as s:
                         queries.requeue(s, job, why=f"waits for {self.code} now: no worker with {held_by} is alive")
-        elif job.executor == self.name and job.code != self.code:
+        elif ours and job.code != self.code:
             with self.ledger.session() as s:
                 queries.requeue(s, job, why=f"goes on with newer code that has the same steps ({self.code})")
 
