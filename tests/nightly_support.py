@@ -123,6 +123,7 @@ PEOPLE: dict[str, Any] = {
     },
 }  # fmt: skip
 PROGRAMS: dict[str, Any] = PEOPLE | {
+    "min_new_votes": 20,
     "simulated": True,
     "listeners": {"raters": 4, "prompts": 8, "clips_per_prompt": 2, "look_votes": 10},
 }

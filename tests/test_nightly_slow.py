@@ -15,7 +15,7 @@ from tests.nightly_support import PROGRAMS, Drive, changed, workspace
 
 pytestmark = pytest.mark.slow
 RECIPE = changed(
-    PROGRAMS, min_new_votes=60, listeners=PROGRAMS["listeners"] | {"prompts": 16},
+    PROGRAMS, min_new_votes=60, listeners=PROGRAMS["listeners"] | {"prompts": 24},
     align=PROGRAMS["align"] | {"train_prompts": 8},
 )  # fmt: skip
 

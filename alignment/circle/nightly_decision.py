@@ -82,9 +82,13 @@ def _judge(night: Night) -> tuple[Evidence, Decision]:
 
 
 def _listen(night: Night, heard: dict[str, Judgement]) -> int:
-    """Simulated votes up to the next look; the number cast. A look that was interrupted is made full."""
+    """Simulated votes up to the next look; the number cast. A look that was interrupted is made full, and no pair gets
+    more votes than its bet takes."""
     rules, saved = night.recipe.panel, len(listen.votes_of(night.ws, night.study))
     turn = saved // rules.look_votes
+    wanted = sum(night.results["study"]["pairs"].values()) * night.recipe.rules.votes_per_bet
+    if (missing := min((turn + 1) * rules.look_votes, wanted) - saved) <= 0:
+        return 0
     if not heard:
         with night.ws.database.session(write=False) as s:
             battles = studies.list_battles(s, studies.get_study(s, night.study).id)
@@ -92,7 +96,7 @@ def _listen(night: Night, heard: dict[str, Judgement]) -> int:
         heard |= listen.judge_clips(night.ws, Judge(), list(clips.values()), night.progress("the judge listens"))
     return listen.simulate_votes(
         night.ws, night.study, load_listeners(), judge=Judge(), population=rules.population, raters=rules.raters,
-        votes=(turn + 1) * rules.look_votes - saved, seed=2 * (night.seed + 7919 * (turn + 1)) + 1, heard=heard,
+        votes=missing, seed=2 * (night.seed + 7919 * (turn + 1)) + 1, heard=heard,
         progress=night.progress(f"simulated votes, look {turn + 1}"),
     )  # fmt: skip
 

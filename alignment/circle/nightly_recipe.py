@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from alignment.circle.compare_recipe import MetricSettings
-from alignment.config import AlignRecipe, GenerationSettings, Recipe, RewardSettings, StageSettings
+from alignment.config import VOTES_PER_PAIR, AlignRecipe, GenerationSettings, Recipe, RewardSettings, StageSettings
 from alignment.domain import Axis
 from alignment.evaluation.gate import GateRecipe
 from alignment.studies import Onboarding, Pacing
@@ -79,6 +79,14 @@ class NightlyRecipe(Recipe):
                 "simulated and listeners belong together: give both, and simulated listeners vote in a home that "
                 "people do not hear, or neither, and people vote"
             )
+        if isinstance(self.listeners, ListenerRules):
+            clips = self.listeners.clips_per_prompt
+            pairs = self.listeners.prompts * clips * (clips - 1) // 2
+            if self.min_new_votes > VOTES_PER_PAIR * pairs:
+                raise ValueError(
+                    f"min_new_votes ({self.min_new_votes}) cannot be above {VOTES_PER_PAIR * pairs}: {VOTES_PER_PAIR} "
+                    f"votes on each of {pairs:,} pairs that the listeners hear"
+                )
         if self.gate.simulated and not self.simulated:
             raise ValueError("gate.simulated is true and simulated is not; people's votes alone promote here")
         if unknown := set(self.gate.axes) - {axis.value for axis in Axis}:

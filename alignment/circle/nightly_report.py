@@ -16,6 +16,7 @@ from alignment.db.gates import RecordedDecision
 from alignment.domain import canonical_sha256
 from alignment.errors import DataError, NotFoundError
 from alignment.evaluation.intervals import Interval
+from alignment.evaluation.metric_words import METRICS
 from alignment.evaluation.nightly_page import Check, NightPage, interval_of, write_night_page
 from alignment.evaluation.report import FigureTrace, MetricRow
 from alignment.evaluation.win_rate import WinRate, win_rate
@@ -28,8 +29,11 @@ def report(night: Night) -> Mapping[str, Any]:
     """Writes the page of a night that came to its end."""
     made = page_of(night, night.results)
     path = write_night_page(made, night.run_dir / PAGE)
-    night.say(made.headline)
-    return {"page": str(path), "outcome": made.outcome, "said": made.headline, "simulated": made.simulated}
+    said = made.said if made.outcome == "rejected" else made.headline
+    if made.outcome == "undecided" and made.said:
+        said = f"{said}: {made.said}"
+    night.say(said)
+    return {"page": str(path), "outcome": made.outcome, "said": said, "simulated": made.simulated}
 
 
 def write_night(night: Night, *, ended: str, more: Mapping[str, Any]) -> Finish:
@@ -52,7 +56,8 @@ def page_of(night: Night, results: Mapping[str, Any], *, ended: str = "") -> Nig
     return NightPage(
         title=f"{night.name}: a night of the circle", created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         simulated=night.recipe.simulated or bool(version and version["simulated"]), outcome=outcome,
-        headline=ended or _headline(night, made, outcome), candidate=version["version"] if version else None,
+        headline=ended or _headline(night, made, outcome), said=made.evidence["said"] if made is not None else "",
+        candidate=version["version"] if version else None,
         champion=champion, base=night.recipe.base,
         checks=[Check(**{"name": one["check"], "state": one["state"], "sentence": one["sentence"]})
                 for one in evidence.get("reasons", ())],
@@ -83,7 +88,10 @@ def _headline(night: Night, made: RecordedDecision | None, outcome: str) -> str:
         return f"{night.name} is the new champion: {who.lower()} prefer it to {made.champion}"
     if made.outcome == "promoted":
         return f"{night.name} won over {made.champion} and was not promoted"
-    return str(made.evidence["said"])
+    kept = night.champion()
+    if outcome == "rejected":
+        return f"{night.name} is rejected, and {kept} stays champion"
+    return f"Nothing was decided on {night.name}, and {kept} stays champion"
 
 
 def _tests(night: Night, evidence: Mapping[str, Any], champion: str) -> list[tuple[str, Interval, WinRate | None]]:
@@ -111,10 +119,14 @@ def _metrics(night: Night, champion: str) -> list[MetricRow]:
     rows: dict[tuple[str, str | None], dict[str, Interval]] = {}
     for one in found.metrics:
         rows.setdefault((one.metric, one.model), {})[one.version] = Interval(one.value, one.low, one.high, n=one.n)
-    return [
-        MetricRow(metric.replace("_", " "), own.get(champion), own.get(night.name), definition=model or "")
-        for (metric, model), own in rows.items()
-    ]
+    return [_metric_row(*key, own.get(champion), own.get(night.name)) for key, own in rows.items()]
+
+
+def _metric_row(metric: str, model: str | None, champion: Interval | None, candidate: Interval | None) -> MetricRow:
+    words = METRICS.get(metric)
+    label = metric.replace("_", " ") if words is None else words.label + (f", {words.unit}" if words.unit else "")
+    told = [part for part in (words.definition if words is not None else "", model) if part]
+    return MetricRow(label, champion, candidate, definition="; ".join(told))
 
 
 def _traces(night: Night, results: Mapping[str, Any], made: RecordedDecision | None) -> list[FigureTrace]:

@@ -30,22 +30,24 @@ def gather(night: Night) -> Mapping[str, Any] | Skip:
         return Skip("People vote here; nothing is simulated.")
     night.base()
     study, seed, rules = f"{night.name}-votes", night.seed, night.recipe.panel
-    missing = night.recipe.min_new_votes - _counted(night)[0]
-    if missing <= 0:
+    missing, champion = night.recipe.min_new_votes - _counted(night)[0], night.champion()
+    if missing > 0:
+        captions = add_captions(night.ws, rules.prompts, CAPTION_SEED + seed, _train_or_valid)
+        clips = generate_clips(
+            night.ws, champion, captions, night.recipe.generation.to_domain(), per_prompt=rules.clips_per_prompt,
+            seed=CAPTION_SEED + seed, progress=night.progress(f"{champion} sings"),
+        )  # fmt: skip
+        pairs = listen.pairs_within(clips, night.recipe.min_new_votes, seed)
+        listen.open_study(night.ws, study, pairs, rater_kind=RaterKind.SIMULATED)
+        listen.simulate_votes(
+            night.ws, study, load_listeners(), judge=Judge(), population=rules.population, raters=rules.raters,
+            votes=missing, seed=2 * seed, per_pair=VOTES_PER_PAIR, progress=night.progress("simulated votes"),
+        )  # fmt: skip
+    try:
+        votes = len(listen.votes_of(night.ws, study))
+    except NotFoundError:
         return Skip("There are enough new votes already.")
-    captions = add_captions(night.ws, rules.prompts, CAPTION_SEED + seed, _train_or_valid)
-    champion = night.champion()
-    clips = generate_clips(
-        night.ws, champion, captions, night.recipe.generation.to_domain(), per_prompt=rules.clips_per_prompt,
-        seed=CAPTION_SEED + seed, progress=night.progress(f"{champion} sings"),
-    )  # fmt: skip
-    pairs = listen.pairs_within(clips, night.recipe.min_new_votes, seed)
-    listen.open_study(night.ws, study, pairs, rater_kind=RaterKind.SIMULATED)
-    saved = listen.simulate_votes(
-        night.ws, study, load_listeners(), judge=Judge(), population=rules.population, raters=rules.raters,
-        votes=missing, seed=2 * seed, per_pair=VOTES_PER_PAIR, progress=night.progress("simulated votes"),
-    )  # fmt: skip
-    return {"study": study, "votes": saved, "singer": champion, "prompts": len(captions), "simulated": True}
+    return {"study": study, "votes": votes, "singer": champion, "prompts": rules.prompts, "simulated": True}
 
 
 def count(night: Night) -> Mapping[str, Any] | Finish:

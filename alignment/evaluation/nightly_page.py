@@ -57,6 +57,7 @@ class NightPage:
     candidate: str | None
     champion: str
     base: str
+    said: str = ""  # the decision's own sentence
     checks: Sequence[Check] = ()
     tests: Sequence[tuple[str, Interval, WinRate | None]] = ()
     e_value: float | None = None
@@ -113,6 +114,7 @@ def _head(night: NightPage) -> str:
     return (
         f'<section id="verdict" class="hero {css}"><p class="verdict"><span class="chip">{CHIPS[night.outcome]}</span>'
         f"{page._badge(night)}</p><h1>{escape(night.headline)}</h1>{hero}"
+        + (f'<p class="note">{escape(night.said)}</p>' if night.said else "")
         + (f'<dl class="figures">{"".join(tiles)}</dl>' if tiles else "")
         + "</section>"
     )
@@ -172,8 +174,8 @@ def _metrics(night: NightPage) -> str:
         return f"<td {column}>{number(found.value)}<small>{page._range(found, number)} · n = {found.n:,}</small></td>"
 
     rows = "".join(
-        f'<tr><th scope="row">{escape(m.label)}<small>{escape(m.definition)}</small></th>{cell(m.base, night.champion)}'
-        f"{cell(m.aligned, night.candidate or '')}</tr>"
+        f'<tr><th scope="row">{escape(m.label)}<small>{escape(m.definition)}</small></th>'
+        f"{cell(m.base, night.champion)}{cell(m.aligned, night.candidate or '')}</tr>"
         for m in night.metrics
     )
     table = _table("Metrics", ("Quantity", night.champion, night.candidate or ""), rows, css="metrics")
