@@ -24,6 +24,7 @@ from alignment.evaluation.intervals import Interval
 from alignment.jobs import status
 from rating_app.admin import jobs_told, pages_compare, pages_jobs, pages_leaderboard, pages_versions, view
 from rating_app.admin.app import CONTENT_SECURITY_POLICY
+from tests.database_support import any_database, any_url, postgres_server, postgres_url, sqlite_url  # noqa: F401
 
 MODULES = (pages_jobs, pages_versions, pages_compare, pages_leaderboard)
 
@@ -518,10 +519,12 @@ def test_versions_are_heard_side_by_side_without_a_comparison(bench):
     assert "Simulated votes trained expert-2" in marked
 
 
-def test_only_prompts_that_all_have_sung_under_one_setting_are_side_by_side(fresh):
+def test_only_prompts_that_all_have_sung_under_one_setting_are_side_by_side(any_database, tmp_path):  # noqa: F811
     short, long = GenerationConfig(clip_seconds=1.0), GenerationConfig(clip_seconds=2.0)
-    sha256, facts = fresh.store.put_audio(tone(1), 16_000)
-    with fresh.database.session() as s:
+    sha256, facts = ClipStore(str(tmp_path)).put_audio(tone(1), 16_000)
+    with any_database.session() as s:
+        for name in ("v1", "v2"):
+            versions.add_version(s, name=name, base="tiny", base_sha256="0" * 64)
         both, one, apart, twice = prompts.add_prompts(s, [(t, "tests", Split.TEST, {}) for t in ("b", "o", "a", "t")])
         rows = [
             (both, "v1", short, 1), (both, "v2", short, 1), (both, "v2", short, 2), (one, "v1", short, 1),
@@ -529,7 +532,7 @@ def test_only_prompts_that_all_have_sung_under_one_setting_are_side_by_side(fres
             (twice, "v1", short, 1), (twice, "v2", short, 1),
         ]  # fmt: skip
         clips.add_clips(s, [NewClip(p.id, v, g, seed, sha256, None, facts) for p, v, g, seed in rows])
-    with fresh.database.session(write=False) as s:
+    with any_database.session(write=False) as s:
         found = sung_by_all(s, ["v2", "v1"])
         newest = sung_by_all(s, ["v2", "v1"], limit=1)
     assert [one.prompt.text for one in found] == ["t", "b"] and [one.prompt.text for one in newest] == ["t"]
