@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import uuid
@@ -30,11 +31,12 @@ from alignment.config import GenerationSettings
 from alignment.db import comparisons, figures, gates, runs
 from alignment.db.tables import ComparisonRow, MetricResultRow
 from alignment.domain import GenerationConfig, Prompt, RaterKind
-from alignment.errors import ConfigError, DataError, NotFoundError
+from alignment.errors import ConfigError, DataError, ModelError, NotFoundError
 from alignment.evaluation.frechet import frechet_distance
 from alignment.evaluation.metric_words import METRICS
 from alignment.evaluation.metrics import kl_nats_per_clip
 from alignment.jobs import Skip, StepContext
+from alignment.rewards.encoder import TINY_CLAP
 
 SETTINGS = MetricSettings(generation={"clip_seconds": SECONDS}, rounds=100)
 
@@ -187,7 +189,9 @@ def test_the_gate_finds_the_metrics_and_the_sentinel_the_scores(made, found) -> 
     assert len(scores) == 8 and mean == pytest.approx(found.of("v1", "reward_preference").value)
 
 
-def test_training_clips_are_those_of_the_lineages_train_split_and_the_very_clip_is_no_copy(made, found) -> None:
+def test_training_clips_are_those_of_the_lineages_train_split_and_the_very_clip_is_no_copy(
+    made, found, tmp_path: Path
+) -> None:
     ws, _ = made
     with ws.database.session(write=False) as s:
         from alignment.db.prompts import list_prompts
@@ -202,6 +206,8 @@ def test_training_clips_are_those_of_the_lineages_train_split_and_the_very_clip_
     assert own.about["training_clips"] and own.of("base", "copied").value == 0
     assert own.of("base", "nearest_training").value > 1e-5
     assert own.of("base", "fad") is None and own.about["reference"] is None
+    html = compare.write_comparison(ws, "own", tmp_path / "own.html").read_text(encoding="utf-8")
+    assert "4 of the 4 prompts are of a split that training may see." in html
 
 
 def test_a_folder_of_audio_is_a_reference_and_its_content_is_named(made, tmp_path: Path) -> None:
@@ -410,3 +416,16 @@ def test_the_recipe_that_ships_is_whole() -> None:
 
     recipe = load_recipe(REPOSITORY / "configs" / "compare.yaml", CompareRecipe)
     assert recipe.versions == ("tiny-dpo", "tiny-base") and recipe.metrics.reference == "base"
+
+
+def test_another_clap_is_named_and_a_missing_one_refused(made, found, tmp_path: Path) -> None:
+    ws, asked = made
+    shutil.copytree(TINY_CLAP, tmp_path / "other-clap")
+    settings = {"clap": str(tmp_path / "other-clap"), "reward_models": (), "reference": "none", "training_clips": 0}
+    own = measure_versions(ws, ["v1"], prompts=asked, settings=SETTINGS.model_copy(update=settings))
+    assert own.of("v1", "clap_score").model.startswith("clap:other-clap:")
+    assert own.of("v1", "clap_score").value == pytest.approx(found.of("v1", "clap_score").value, abs=1e-6)
+    assert own.of("v1", "copied") is None and own.about["training_clips"] == 0
+    missing = SETTINGS.model_copy(update={"clap": str(tmp_path)})
+    with pytest.raises(ModelError, match="no CLAP here"):
+        measure_versions(ws, ["v1"], prompts=asked, settings=missing)
