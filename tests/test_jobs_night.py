@@ -39,7 +39,9 @@ def outcome(place: Place, job_id: str) -> dict[str, Any]:
     with ws.database.session(write=False) as s:
         adapters = sorted(version.adapter_sha256 or "base" for version in list_versions(s))
     ws.database.close()
-    return {"adapters": adapters, "states": [step.state for step in job.steps], **tables(place.home, COUNTED)}
+    # The first step votes where votes are missing: asked again after its effect, it has nothing to do.
+    states = {step.name: step.state for step in job.steps if step.name != "gather"}
+    return {"adapters": adapters, "states": states, **tables(place.home, COUNTED)}
 
 
 def night(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Place, str]:
@@ -73,8 +75,9 @@ def test_a_night_killed_at_every_step_boundary_and_at_random_ends_as_an_undistur
                 if worker.poll() is None:
                     kill(worker)
                     kills += 1
-            # The effect has happened and nobody has recorded it.
-            kills += life(place, DIE_AT="after perform 1") == -signal.SIGKILL
+            # The effect has happened and nobody has recorded it; before it comes the last step that died so.
+            again = 1 if name in WITHIN or name == STEPS[0] else 2
+            kills += life(place, DIE_AT=f"after perform {again}") == -signal.SIGKILL
         assert life(place) == 0
         print(f"seed {seed}: {kills} kills; {place.log(job_id)[-1]}")
         assert outcome(place, job_id) == wanted

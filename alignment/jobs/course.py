@@ -22,7 +22,7 @@ PROTOCOL = 1  # of what is recorded
 
 
 def run_course(hand: Hand, kind: JobKind, record: Record) -> str:
-    """The state in which the job ended: done, failed, or stopped.
+    """The state in which the job ended: done, failed or cancelled.
 
     Raises Stopped when it was taken away between two steps."""
     results: dict[str, Any] = {}
@@ -31,7 +31,7 @@ def run_course(hand: Hand, kind: JobKind, record: Record) -> str:
         answer = _asked_until_it_waits_no_more(hand, step, results, record)
         state, reason = answer["state"], answer.get("reason")
         if state == "stopped":
-            return _end(hand, "cancelled", None) if hand.why == "cancelled" else "stopped"
+            return _end(hand, "cancelled", None)  # of a job that is lost the ledger lets nothing be said
         ended = {"finished": "done"}.get(state, state)
         hand.insist(
             lambda s, step=step, ended=ended, reason=reason, answer=answer: queries.end_step(

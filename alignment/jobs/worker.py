@@ -26,6 +26,7 @@ from alignment.jobs.status import home_of, ledger_of
 
 LOOK_SECONDS = 0.5
 BEAT_SECONDS = 5.0
+ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")  # the engine's words
 STOP_SECONDS = 2.8  # for ending what runs, at the end of a worker
 
 
@@ -221,6 +222,11 @@ class Worker:
         elif ours and job.code != self.code:
             with self.ledger.session() as s:
                 queries.requeue(s, job, why=f"goes on with newer code that has the same steps ({self.code})")
+
+        elif job.executor == self.name and engine.state_of(job.workflow) in ENDED:
+            with self.ledger.session() as s:
+                queries.end_job(s, job.id, "failed", "Its course ended without an outcome; resume it.",
+                                workflow=job.workflow)  # fmt: skip
 
     def _alive(self, code: str) -> bool:
         with self.ledger.session(write=False) as s:
