@@ -213,7 +213,7 @@ def test_votes_that_run_out_without_a_winner_reject_the_candidate(again: Drive) 
     again.run()
     # Eight pairs settle eight bets at the most, however many more votes the recipe would take.
     assert again.results["decide"]["outcome"] == "rejected"
-    assert "It did not win in the 10 votes it had: win rate 50.0%" in again.results["decide"]["said"]
+    assert "It did not win in the 8 votes it had: win rate 50.0%" in again.results["decide"]["said"]
 
 
 def test_a_later_candidate_is_heard_against_champion_and_base(before: Drive) -> None:

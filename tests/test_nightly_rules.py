@@ -23,6 +23,7 @@ from alignment.db.votes import counted_votes
 from alignment.domain import Outcome, VoteDraft
 from alignment.errors import ConfigError
 from alignment.evaluation.gate import GateRecipe
+from alignment.jobs import Skip
 from alignment.jobs.kinds import KINDS
 from alignment.votes import VoteService
 from alignment.withdrawal import withdraw
@@ -118,6 +119,8 @@ def test_a_second_night_sings_other_prompts_and_casts_only_the_votes_that_are_mi
     Drive(programs.home, changed(programs.recipe, min_new_votes=8), "job-2").step("gather")
     second = Drive(programs.home, programs.recipe, "job-2").run(until="snapshot")
     assert second.results["gather"]["votes"] == 20 and tables(programs.home, ["vote"]) == {"vote": 40}
+    other = Drive(programs.home, changed(programs.recipe, min_new_votes=5), "job-3")
+    assert other.step("gather") == Skip("There are enough new votes already.")
     assert second.results["votes"]["seed"] == 1000
     assert second.results["votes"]["since"] == programs.results["snapshot"]["snapshot"]
     with workspace(Path(programs.home)).database.session(write=False) as s:

@@ -72,7 +72,7 @@ def _state(night: Night) -> str:
 def _judge(night: Night) -> tuple[Evidence, Decision]:
     """The evidence and what the gate makes of it. No more votes are asked of a test than there are bets to settle."""
     begun, rules = night.results["study"], night.recipe.rules
-    most = min(rules.most_votes, max(10, pair_count(begun) * rules.votes_per_bet))
+    most = min(rules.most_votes, pair_count(begun) * rules.votes_per_bet)
     rules = rules.model_copy(update={"most_votes": most})
     evidence = gather_evidence(
         night.ws.database, night.name, begun["champion"], night.recipe.base, [night.study], rules,
