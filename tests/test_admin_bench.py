@@ -24,6 +24,7 @@ from alignment.evaluation.intervals import Interval
 from alignment.jobs import status
 from rating_app.admin import jobs_told, pages_compare, pages_jobs, pages_leaderboard, pages_versions, view
 from rating_app.admin.app import CONTENT_SECURITY_POLICY
+from tests.database_support import any_database, any_url, postgres_server, postgres_url, sqlite_url  # noqa: F401
 
 MODULES = (pages_jobs, pages_versions, pages_compare, pages_leaderboard)
 
@@ -186,9 +187,13 @@ def test_the_state_is_json_whose_mark_changes_with_a_step_and_not_with_a_share(f
     second = client.get("/admin/jobs/state").json()
     assert second["mark"] == first["mark"] and second["jobs"][0]["line"].startswith("sing · 5 of 10 clips · 25% of all")
     with ledger.session() as s:
+        jobs.set_step(s, job_id, "measure", reason="the reference is missing")
+    third = client.get("/admin/jobs/state").json()
+    assert third["mark"] != second["mark"]  # there is something new to read
+    with ledger.session() as s:
         jobs.set_step(s, job_id, "sing", state="done", share=1.0)
         jobs.move_job(s, job_id, to="running", step="measure")
-    assert client.get("/admin/jobs/state").json()["mark"] != first["mark"]
+    assert client.get("/admin/jobs/state").json()["mark"] not in (first["mark"], third["mark"])
     own = client.get(f"/admin/jobs/job/{job_id}/state").json()
     assert own["jobs"][0]["line"].startswith("measure") and own["log"]["lines"][0].endswith("asked for by tests")
     assert client.get(f"/admin/jobs/job/{job_id}/state?after={own['log']['next']}").json()["log"]["lines"] == []
@@ -263,6 +268,22 @@ def test_an_admin_starts_cancels_and_resumes_a_job_and_each_is_logged(fresh):
     for action in ("job.start", "job.cancel", "job.resume"):
         assert ("ada", action, job_id) in _audit(fresh)
     assert _audit(fresh).count(("ada", "job.cancel", job_id)) == 1  # what was refused is not in the log
+
+
+def test_a_button_pressed_twice_starts_one_job_and_another_recipe_another(fresh):
+    client, settings = fresh.client(), fresh.admin.state.settings
+    page = client.get("/admin/jobs/new?kind=compare").text
+    sent = {"token": token_in(page), "kind": "compare", "mark": re.search(r'name="mark" value="([^"]+)"', page)[1]}
+    recipe = "versions: [base, v1]\ncaptions: 4"
+    answers = [client.post("/admin/jobs/new", data=sent | {"recipe": text}) for text in (recipe, recipe, recipe + "0")]
+    first, again, other = (answer.headers["location"] for answer in answers)
+    assert first == again != other and first.endswith(sent["mark"])
+    assert [job.recipe["captions"] for job in status.list_jobs(settings)] == [40, 4]
+    values = form_values(client.get("/admin/compare").text) | {"versions": ["base", "v1"]}
+    assert len({client.post("/admin/compare", data=values).headers["location"] for _ in range(2)}) == 1
+    crooked = client.post("/admin/compare", data=values | {"mark": ["../x"]}).headers["location"]
+    assert re.fullmatch(r"/admin/jobs/job/compare-[0-9-]+-[0-9a-f]{6}", crooked)
+    assert [action for _, action, _ in _audit(fresh)].count("job.start") == 4
 
 
 def test_a_job_is_planned_by_a_cron_time_and_removed_again(fresh):
@@ -498,10 +519,12 @@ def test_versions_are_heard_side_by_side_without_a_comparison(bench):
     assert "Simulated votes trained expert-2" in marked
 
 
-def test_only_prompts_that_all_have_sung_under_one_setting_are_side_by_side(fresh):
+def test_only_prompts_that_all_have_sung_under_one_setting_are_side_by_side(any_database, tmp_path):  # noqa: F811
     short, long = GenerationConfig(clip_seconds=1.0), GenerationConfig(clip_seconds=2.0)
-    sha256, facts = fresh.store.put_audio(tone(1), 16_000)
-    with fresh.database.session() as s:
+    sha256, facts = ClipStore(str(tmp_path)).put_audio(tone(1), 16_000)
+    with any_database.session() as s:
+        for name in ("v1", "v2"):
+            versions.add_version(s, name=name, base="tiny", base_sha256="0" * 64)
         both, one, apart, twice = prompts.add_prompts(s, [(t, "tests", Split.TEST, {}) for t in ("b", "o", "a", "t")])
         rows = [
             (both, "v1", short, 1), (both, "v2", short, 1), (both, "v2", short, 2), (one, "v1", short, 1),
@@ -509,7 +532,7 @@ def test_only_prompts_that_all_have_sung_under_one_setting_are_side_by_side(fres
             (twice, "v1", short, 1), (twice, "v2", short, 1),
         ]  # fmt: skip
         clips.add_clips(s, [NewClip(p.id, v, g, seed, sha256, None, facts) for p, v, g, seed in rows])
-    with fresh.database.session(write=False) as s:
+    with any_database.session(write=False) as s:
         found = sung_by_all(s, ["v2", "v1"])
         newest = sung_by_all(s, ["v2", "v1"], limit=1)
     assert [one.prompt.text for one in found] == ["t", "b"] and [one.prompt.text for one in newest] == ["t"]

@@ -23,7 +23,7 @@ def sung_by_all(s: Session, versions: Sequence[str], *, limit: int = 60) -> list
 
     Where they share several settings, the one under which they sang last."""
     wanted = list(dict.fromkeys(versions))
-    newest = sa.func.max(ClipRow.id).label("newest")
+    newest = sa.func.max(ClipRow.created_at).label("newest")
     query = (
         sa.select(ClipRow.prompt_id, newest)
         .join(VersionRow, ClipRow.version_id == VersionRow.id)
@@ -31,7 +31,7 @@ def sung_by_all(s: Session, versions: Sequence[str], *, limit: int = 60) -> list
         .where(VersionRow.name.in_(wanted), PromptRow.source != DELETED)
         .group_by(ClipRow.prompt_id, ClipRow.generation_config_id)
         .having(sa.func.count(sa.distinct(ClipRow.version_id)) == len(wanted))
-        .order_by(newest.desc())
+        .order_by(newest.desc(), ClipRow.prompt_id.desc())
         .limit(4 * limit)
     )
     ids = list(dict.fromkeys(row.prompt_id for row in s.execute(query)))[:limit]

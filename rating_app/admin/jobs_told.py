@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +17,9 @@ import yaml
 from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 
-from alignment.config import REPOSITORY, Settings
-from alignment.errors import AttuneError, DataError
+from alignment.config import REPOSITORY, Recipe, Settings, parse_recipe
+from alignment.db.base import utcnow
+from alignment.errors import AttuneError, DataError, NotFoundError
 from alignment.jobs import status
 from alignment.jobs.kinds import KINDS
 from alignment.jobs.status import JobView
@@ -130,6 +133,28 @@ def recipe_of(text: str) -> Mapping[str, Any]:
     if faults.count:
         raise DataError(faults.at_large[0])
     return values
+
+
+def new_mark() -> str:
+    """What a form that starts a job carries, so that a button pressed twice starts one."""
+    return f"{utcnow():%Y%m%d-%H%M}-{secrets.token_hex(3)}"
+
+
+def submit_once(
+    settings: Settings, kind: str, recipe: Mapping[str, Any] | Recipe, mark: str, *, asked_by: str
+) -> tuple[str, bool]:
+    """(id of the job, whether it is new). The same form sent again, with the same recipe, gives the job that it gave.
+
+    Raises NotFoundError for an unknown kind, ConfigError naming every fault of the recipe."""
+    if not isinstance(recipe, Recipe):
+        recipe = parse_recipe(dict(recipe), KINDS[kind].load_recipe(), origin=f"{kind} recipe")
+    job_id = f"{kind}-{mark}" if re.fullmatch(r"\d{8}-\d{4}-[0-9a-f]{6}", mark) else None
+    if job_id is not None:
+        with suppress(NotFoundError):
+            if status.get_job(settings, job_id).recipe == recipe.model_dump(mode="json"):
+                return job_id, False
+            job_id = None  # another recipe, sent from a page that the browser had kept
+    return status.submit(settings, kind, recipe, asked_by=asked_by, job_id=job_id), True
 
 
 def first_recipe(kind: str) -> str:

@@ -26,7 +26,7 @@ from alignment.errors import AttuneError
 from alignment.jobs import status
 from alignment.jobs.status import JobView
 from rating_app.admin import compare_told, recipe_form
-from rating_app.admin.jobs_told import address_of, line_of, mark_of, settings_of, state_json
+from rating_app.admin.jobs_told import address_of, line_of, mark_of, new_mark, settings_of, state_json, submit_once
 from rating_app.admin.recipe_form import Faults
 from rating_app.admin.view import page
 from rating_app.admin.visitors import Admin, Checked, Signed, Visitor
@@ -55,14 +55,15 @@ def start_comparison(request: Request, visitor: Admin, form: Checked) -> Respons
         with request.app.state.database.session(write=False) as s:
             for name in recipe.versions:
                 get_version(s, name)
-        job_id = status.submit(settings, "compare", recipe, asked_by=visitor.name)
+        job_id, new = submit_once(settings, "compare", recipe, form.get("mark"), asked_by=visitor.name)
     except ValidationError as error:
         faults = recipe_form.faults_of(error, CompareRecipe)
         return _compare(request, visitor, values, faults, open_form=True, code=422)
     except AttuneError as error:
         return _compare(request, visitor, values, Faults(at_large=(str(error),)), open_form=True, code=422)
-    with request.app.state.database.session() as s:
-        add_audit(s, actor=visitor.name, action="job.start", subject=job_id)
+    if new:
+        with request.app.state.database.session() as s:
+            add_audit(s, actor=visitor.name, action="job.start", subject=job_id)
     return RedirectResponse(address_of(job_id), 303)
 
 
@@ -179,6 +180,6 @@ def _compare(
     return page(
         request, "compare.html", status=code, visitor=visitor, section="compare", versions=versions,
         groups=groups, faults=faults, fixed=(), chosen=list(values.get("versions") or ()),
-        open_form=open_form or not listed["made"], **listed,
+        open_form=open_form or not listed["made"], once=new_mark(), **listed,
         can_start=visitor.account.is_admin and request.app.state.settings is not None,
     )  # fmt: skip

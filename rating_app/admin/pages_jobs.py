@@ -55,12 +55,13 @@ def start_job(request: Request, visitor: Admin, form: Checked) -> Response:
         recipe = jobs_told.recipe_of(form.raw("recipe"))
         if cron:
             name = form.get("name") or None
-            made = status.add_schedule(settings, kind, cron, recipe, name=name, asked_by=visitor.name).name
+            made, new = status.add_schedule(settings, kind, cron, recipe, name=name, asked_by=visitor.name).name, True
         else:
-            made = status.submit(settings, kind, recipe, asked_by=visitor.name)
+            made, new = jobs_told.submit_once(settings, kind, recipe, form.get("mark"), asked_by=visitor.name)
     except AttuneError as error:
         return _form(request, visitor, kind, sent=form, problem=str(error))
-    _note(request, visitor, "job.plan" if cron else "job.start", made)
+    if new:
+        _note(request, visitor, "job.plan" if cron else "job.start", made)
     return RedirectResponse("/admin/jobs#planned" if cron else address_of(made), 303)
 
 
@@ -180,5 +181,5 @@ def _form(
     return page(
         request, "job_form.html", status=422 if problem else 200, visitor=visitor, section="jobs", kinds=kinds,
         kind=kind, text=text, cron=sent.get("cron") if sent else "", name=sent.get("name") if sent else "",
-        problem=problem,
+        problem=problem, once=jobs_told.new_mark(),
     )  # fmt: skip
