@@ -125,3 +125,19 @@ def test_a_checkpoint_too_large_to_read_is_refused_before_it_is_read(tmp_path, m
     monkeypatch.setattr(checkpoint, "_load", lambda source: pytest.fail("it was read"))
     with pytest.raises(ModelError, match="reading it in float32 takes .* GiB free"):
         MusicModel.load(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run", [("generate", "--clips", "32", "--seconds", "10"), ("train", "--clips", "16"), ("train", "--checkpointing")]
+)
+def test_the_estimate_is_within_a_third_of_the_measured_peak(run: tuple[str, ...]):
+    import json
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    script = Path(__file__).resolve().parent.parent / "scripts" / "measure_memory.py"
+    done = subprocess.run([sys.executable, script, "tiny", *run, "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 0.67 < found["estimated_mib"] / found["measured_mib"] < 1.5
