@@ -82,6 +82,12 @@ def test_a_model_is_added_by_name_sings_and_is_listed(home: Path, run: Callable[
         )
     )  # fmt: skip
     assert soundfile.info(sung["clips"][0]["file"]).channels == 2
+    with sqlite3.connect(home / "attune.db") as connection:  # what was not said is as a MusicGen is listened to
+        asked = connection.execute(
+            "select temperature, top_k, guidance, clip_seconds from generation_config g join clip c on "
+            "c.generation_config_id = g.id"
+        ).fetchall()
+    assert asked == [(1.0, 250, 3.0, 0.5)]
     listed = run("models", "list", "--home", home)
     assert "mine" in listed and "own/two" in listed and "here" in listed
 
