@@ -276,3 +276,26 @@ def test_a_model_that_is_not_there_says_where_to_put_it(tmp_path: Path, monkeypa
         MusicModel.load("facebook/musicgen-small")
     assert str(tmp_path / "facebook" / "musicgen-small") in str(caught.value)
     assert checkpoint.models_folder() == tmp_path
+
+
+def test_attune_tiny_sings_the_same_in_audiocraft_loaded_as_its_card_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = MusicModel.load("tiny")
+    export_checkpoint(model, tmp_path / "native", note="It is attune-tiny.")
+    card = (tmp_path / "native" / "README.md").read_text()
+    conditioners = import_audiocraft("audiocraft.modules.conditioners")
+    for name in ("MODELS", "MODELS_DIMS"):  # taken back afterwards
+        monkeypatch.setattr(conditioners.T5Conditioner, name, getattr(conditioners.T5Conditioner, name).copy())
+    monkeypatch.setattr(conditioners, "T5Tokenizer", conditioners.T5Tokenizer)
+    monkeypatch.chdir(tmp_path / "native")
+    exec(card.partition("run `")[2].partition("`")[0])
+    loaders = import_audiocraft("audiocraft.models.loaders")
+    lm, compression = loaders.load_lm_model(tmp_path / "native"), loaders.load_compression_model(tmp_path / "native")
+    prompt = "a slow piano melody in major"
+    audio, codes = native.generate(lm, compression, prompt, guidance=3.0, seconds=0.6)
+    greedy = GenerationConfig(top_k=1, guidance=3.0, clip_seconds=0.6)
+    ours = sample(model, [prompt], generation=greedy, seeds=[0])
+    assert torch.equal(ours.codes, codes)
+    np.testing.assert_allclose(render(model, ours.codes), audio[:, 0].numpy(), atol=1e-5)
+    assert "It is attune-tiny." in card

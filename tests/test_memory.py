@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import pytest
 import torch
 from transformers import MusicgenForConditionalGeneration
@@ -13,22 +16,30 @@ from alignment.music.memory import GIB, Shape
 from alignment.music.published import PUBLISHED, published_config
 from tests.music_support import make_tiny_music
 
-TEXT_ONLY = [name for name, shape in PUBLISHED.items() if not shape.melody]
 MIB = 2**20
 
 
-@pytest.mark.parametrize("name", TEXT_ONLY)
-def test_a_published_checkpoints_parameters_are_counted_to_the_last(name: str):
-    config = published_config(name)
+@pytest.fixture(scope="module")
+def shape() -> Callable[[str], Shape]:
+    """The shape of facebook/musicgen-NAME, counted once."""
+    return lru_cache(lambda name: Shape.of(published_config(f"facebook/musicgen-{name}")))
+
+
+# 300M, 1.5B and 3.3B in the paper, which leaves embeddings and heads out.
+@pytest.mark.parametrize(("name", "millions"), [("small", 420), ("stereo-medium", 1863), ("large", 3255)])
+def test_a_published_checkpoints_parameters_are_counted_to_the_last(
+    shape: Callable[[str], Shape], name: str, millions: int
+):
+    config = published_config(f"facebook/musicgen-{name}")
     with torch.device("meta"), checkpoint.quiet():
         hf = MusicgenForConditionalGeneration(config)
     checkpoint.require_supported(hf, name)
-    assert Shape.of(config).decoder_parameters == sum(p.numel() for p in hf.decoder.parameters())
+    counted = sum(p.numel() for p in hf.decoder.parameters())
+    assert shape(name).decoder_parameters == counted and round(counted / 1e6) == millions
 
 
-def test_published_decoders_have_their_known_sizes():
-    millions = {name: round(Shape.of(published_config(name)).decoder_parameters / 1e6) for name in TEXT_ONLY[:3]}
-    assert list(millions.values()) == [420, 1838, 3255]  # 300M, 1.5B, 3.3B in the paper, embeddings and heads apart
+def test_every_published_text_to_music_checkpoint_is_known():
+    assert len(PUBLISHED) == 10 and sum(not one.melody for one in PUBLISHED.values()) == 6
 
 
 def test_an_adapters_parameters_are_counted_to_the_last():
@@ -41,19 +52,19 @@ def test_an_adapters_parameters_are_counted_to_the_last():
         assert Shape.of_model(model).adapter_parameters(lora) == counted
 
 
-@pytest.mark.parametrize(("name", "mib"), [("small", 141), ("medium", 423), ("large", 564)])
-def test_the_cache_of_a_thirty_second_clip_has_its_known_size(name: str, mib: int):
-    shape = Shape.of(published_config(f"facebook/musicgen-{name}"))
+@pytest.mark.parametrize(("name", "mib"), [("small", 141), ("stereo-medium", 423), ("large", 564)])
+def test_the_cache_of_a_thirty_second_clip_has_its_known_size(shape: Callable[[str], Shape], name: str, mib: int):
     # 2 (keys and values) * layers * width * 2 bytes * 1503 steps
-    assert memory.cache_bytes(shape, shape.steps(30.0), torch.bfloat16) / MIB == pytest.approx(mib, abs=0.6)
+    found = shape(name)
+    assert memory.cache_bytes(found, found.steps(30.0), torch.bfloat16) / MIB == pytest.approx(mib, abs=0.6)
 
 
 def test_the_codec_takes_fewer_clips_at_once_the_longer_they_are():
     assert [memory.codec_batch(seconds * 32_000) for seconds in (5, 10, 30, 100)] == [16, 8, 2, 1]
 
 
-def test_what_training_takes_grows_as_it_should():
-    shape, lora = Shape.of(published_config("facebook/musicgen-small")), LoraSettings()
+def test_what_training_takes_grows_as_it_should(shape: Callable[[str], Shape]):
+    shape, lora = shape("small"), LoraSettings()
     plain = {"clips": 2, "seconds": 10.0, "lora": lora, "dtype": torch.float32}
     one = memory.training(shape, **plain).parts
     two = memory.training(shape, **plain | {"clips": 4}).parts
@@ -67,9 +78,11 @@ def test_what_training_takes_grows_as_it_should():
     assert one["weights"] - half["weights"] == 2 * decoder_and_text
 
 
-def test_a_run_that_cannot_fit_names_its_parts_and_what_would(monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_cannot_fit_names_its_parts_and_what_would(
+    shape: Callable[[str], Shape], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("ATTUNE_MEMORY", "24")
-    shape = Shape.of(published_config("facebook/musicgen-large"))
+    shape = shape("large")
 
     def estimate(count: int) -> memory.Estimate:
         return memory.training(shape, clips=2 * count, seconds=30, lora=LoraSettings(), dtype=torch.bfloat16)
@@ -125,3 +138,19 @@ def test_a_checkpoint_too_large_to_read_is_refused_before_it_is_read(tmp_path, m
     monkeypatch.setattr(checkpoint, "_load", lambda source: pytest.fail("it was read"))
     with pytest.raises(ModelError, match="reading it in float32 takes .* GiB free"):
         MusicModel.load(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run", [("generate", "--clips", "32", "--seconds", "10"), ("train", "--clips", "16"), ("train", "--checkpointing")]
+)
+def test_the_estimate_is_within_a_third_of_the_measured_peak(run: tuple[str, ...]):
+    import json
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    script = Path(__file__).resolve().parent.parent / "scripts" / "measure_memory.py"
+    done = subprocess.run([sys.executable, script, "tiny", *run, "--json"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 0.67 < found["estimated_mib"] / found["measured_mib"] < 1.5

@@ -82,6 +82,12 @@ def test_a_model_is_added_by_name_sings_and_is_listed(home: Path, run: Callable[
         )
     )  # fmt: skip
     assert soundfile.info(sung["clips"][0]["file"]).channels == 2
+    with sqlite3.connect(home / "attune.db") as connection:  # what was not said is as a MusicGen is listened to
+        asked = connection.execute(
+            "select temperature, top_k, guidance, clip_seconds from generation_config g join clip c on "
+            "c.generation_config_id = g.id"
+        ).fetchall()
+    assert asked == [(1.0, 250, 3.0, 0.5)]
     listed = run("models", "list", "--home", home)
     assert "mine" in listed and "own/two" in listed and "here" in listed
 
@@ -137,3 +143,44 @@ def test_a_version_goes_to_audiocraft_and_comes_back_with_its_checksum(
     assert again["base_sha256"] == sha256
     assert "new or empty" in refused("models", "export-audiocraft", "mine", tmp_path / "native", "--home", home)
     assert "no such file" in refused("models", "import-audiocraft", tmp_path / "no", tmp_path / "out")
+
+
+def test_processes_that_sing_together_share_the_clips_out(
+    home: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    from alignment.circle.generate import generate_clips
+    from alignment.cli.common import open_workspace
+    from alignment.db.prompts import add_prompts
+    from alignment.domain import GenerationConfig, Split
+    from alignment.training import processes, ranks
+
+    run("models", "add", "mine", "own/one", "--home", home)
+    ws, generation = open_workspace(home, None), GenerationConfig(clip_seconds=0.5)
+    with ws.database.session() as s:
+        prompts = add_prompts(s, [(text, "typed", Split.TEST, {}) for text in ("calm piano", "dark organ")])
+    sung = []
+    monkeypatch.setattr(ranks, "process_count", lambda: 2)
+    monkeypatch.setattr("alignment.music.sampler.sample", _counting(sung))
+    # The second process comes first, alone; what is left is found to be the first one's.
+    for rank in (1, 0):
+        monkeypatch.setattr(ranks, "process_number", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "wait_for_all", lambda: None)
+        if rank == 1:
+            with pytest.raises(KeyError):  # the other's clips are not there: nobody waited
+                generate_clips(ws, "mine", prompts, generation, per_prompt=3, seed=4)
+        else:
+            clips = generate_clips(ws, "mine", prompts, generation, per_prompt=3, seed=4)
+    assert [len(part) for part in sung] == [3, 3] and not set(sung[0]) & set(sung[1])
+    monkeypatch.undo()
+    monkeypatch.setenv("ATTUNE_DEVICE", "cpu")
+    assert clips == generate_clips(ws, "mine", prompts, generation, per_prompt=3, seed=4)
+
+
+def _counting(sung: list[list[int]]) -> Callable[..., Any]:
+    from alignment.music.sampler import sample
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        sung.append(list(options["seeds"]))
+        return sample(*arguments, **options)
+
+    return counted

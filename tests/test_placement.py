@@ -78,3 +78,22 @@ def test_in_bfloat16_sampler_and_scores_agree_and_the_adapter_stays_in_float32()
     logprobs.sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.trainable_parameters())
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.trainable_parameters())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_attune_tiny_sings_in_bfloat16_and_its_scores_agree():
+    from alignment.music import memory
+    from alignment.music.codec import render
+    from alignment.music.model import MusicModel
+
+    place = choose("cuda")
+    model = MusicModel.load("tiny", device=place.device, dtype=place.dtype)
+    assert model.base_sha256 == MusicModel.load("tiny").base_sha256
+    torch.cuda.reset_peak_memory_stats()
+    before, prompts = torch.cuda.memory_allocated(), ["a calm piano melody"] * 32
+    rollout = sample(model, prompts, generation=GenerationConfig(guidance=3.0), seeds=range(32))
+    assert render(model, rollout.codes).shape == (32, 80_000)
+    logprobs = model.logprobs(rollout.codes, encode_prompts(model, prompts), generation=GenerationConfig(guidance=3.0))
+    assert (logprobs.cpu() - rollout.logprobs).abs().mean() < 0.05
+    wanted = memory.generation(memory.Shape.of_model(model), clips=32, seconds=5, guidance=3.0, dtype=place.dtype)
+    assert torch.cuda.max_memory_allocated() - before < 1.5 * wanted.total

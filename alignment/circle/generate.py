@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -42,22 +43,31 @@ def generate_clips(
     if not version.is_model:
         raise DataError(f"Version {version_name} is clips from elsewhere and no model; choose a version that sings.")
     wanted = [(prompt, clip_seed(seed, prompt, index)) for prompt in prompts for index in range(per_prompt)]
-    with ws.database.session(write=False) as s:
-        known = {
-            (clip.prompt_id, clip.seed): clip
-            for clip in list_clips(s, version=version_name, prompt_ids=[p.id for p in prompts], generation=generation)
-        }
+
+    def known_clips() -> dict[tuple[uuid.UUID, int], Clip]:
+        with ws.database.session(write=False) as s:
+            found = list_clips(s, version=version_name, prompt_ids=[p.id for p in prompts], generation=generation)
+        return {(clip.prompt_id, clip.seed): clip for clip in found}
+
+    known = known_clips()
     missing = [(prompt, one) for prompt, one in wanted if (prompt.id, one) not in known]
     done = len(wanted) - len(missing)
     progress(done, len(wanted))
-    if missing:
+    # Under torchrun all processes come along, even one that finds nothing left to sing: the others wait for it.
+    if missing or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from alignment.music.codec import render
         from alignment.music.memory import rollout_batch
         from alignment.music.sampler import sample
+        from alignment.training.processes import wait_for_all
+        from alignment.training.ranks import Ranks
 
         policy = ws.policy(version)
+        # Under torchrun every process sings its part of what is wanted, and finds the others' in the database.
+        ranks = Ranks(policy.device)
+        own = wanted[ranks.index :: ranks.count]
+        missing = [(prompt, one) for prompt, one in own if (prompt.id, one) not in known]
         size = rollout_batch(
-            policy, min(BATCH, len(missing)), seconds=generation.clip_seconds, guidance=generation.guidance,
+            policy, min(BATCH, max(1, len(missing))), seconds=generation.clip_seconds, guidance=generation.guidance,
             what=f"Singing with {version_name}",
         )  # fmt: skip
         for start in range(0, len(missing), size):
@@ -78,6 +88,9 @@ def generate_clips(
                 known |= {(clip.prompt_id, clip.seed): clip for clip in add_clips(s, fresh)}
             done += len(batch)
             progress(done, len(wanted))
+        if ranks.count > 1:
+            wait_for_all()
+            known = known_clips()
     out: Clips = {prompt.id: [] for prompt in prompts}
     for prompt, one in wanted:
         out[prompt.id].append(known[prompt.id, one])

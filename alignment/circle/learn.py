@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -226,6 +227,7 @@ def align_dpo(
     simulated votes in the snapshot or a parent that knew some, the version is marked simulated."""
     from alignment.training.best_of_n import best_worst_pairs
     from alignment.training.dpo import train_dpo
+    from alignment.training.processes import from_first_process
 
     check_new_version(ws, name, parent)
     examples = voted_examples(ws, snapshot, tie_weight=settings.tie_weight)
@@ -238,7 +240,8 @@ def align_dpo(
     result = train_dpo(
         policy, examples, settings, run_dir, resume=resume, on_step=lambda step, steps, _: progress(step, steps)
     )
-    version = register_adapter(
+    register = partial(
+        register_adapter,
         ws.database, ws.store, name=name, parent=parent, adapter=result.adapter_dir, commit=current_commit(),
         simulated=snapshot.frozen.simulated or parent.simulated or (pool is not None and pool_simulated),
         run={
@@ -247,7 +250,7 @@ def align_dpo(
             "seconds": result.seconds, "reward_models": [pool_reward] if pool_reward else [],
         },
     )  # fmt: skip
-    return version, result
+    return from_first_process(register), result  # under torchrun one of them records
 
 
 def voted_examples(ws: Workspace, snapshot: NamedSnapshot, *, tie_weight: float = 0.0) -> list[DpoExample]:

@@ -8,6 +8,7 @@ import typer
 
 from alignment.cli.common import AsJson, DatabaseUrl, Device, Dtype, Home, Seed, bar, emit, open_workspace
 
+HEARD = " Default: as the version is listened to."
 PromptSplit = Annotated[str, typer.Option("--split", help="train, valid, test or leaderboard.")]
 
 
@@ -34,10 +35,12 @@ def generate(
         ),
     ] = None,
     per_prompt: Annotated[int, typer.Option(min=1, max=256, help="Clips a prompt.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0.5, max=30, help="Length of a clip.")] = 5.0,
-    temperature: Annotated[float, typer.Option(min=0.01, max=5)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all.")] = 0,
-    guidance: Annotated[float, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none.")] = 1.0,
+    seconds: Annotated[float | None, typer.Option(min=0.5, max=30, help="Length of a clip." + HEARD)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.01, max=5, help="Of the softmax." + HEARD)] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Keep the k likeliest codes; 0 keeps all." + HEARD)] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=1, max=20, help="Classifier-free guidance; 1 is none." + HEARD)
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = None,
@@ -46,6 +49,8 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Let a version sing prompts; clips are stored with their codes and recorded."""
+    from dataclasses import replace
+
     from alignment.circle.captions import add_captions
     from alignment.circle.generate import generate_clips
     from alignment.db import prompts as queries
@@ -57,7 +62,7 @@ def generate(
     ws = open_workspace(home, database)
     if version == BASE_NAME:
         register_base(ws.database, name=BASE_NAME, base="tiny", base_sha256=ws.base_model("tiny").base_sha256)
-    ws.version(version)
+    heard = ws.version(version).listening or GenerationConfig()
     split_of = (lambda _: chosen) if chosen else _hashed_split
     if prompt or captions:
         typed = [(_checked(text), "typed", split_of(text), {}) for text in dict.fromkeys(prompt or [])]
@@ -69,7 +74,8 @@ def generate(
             prompts = queries.list_prompts(s, split=Split(chosen))
     else:
         raise DataError("There is nothing to sing; give --prompt TEXT, --captions N or --split NAME.")
-    generation = GenerationConfig(temperature, top_k, guidance, seconds)
+    asked = {"temperature": temperature, "top_k": top_k, "guidance": guidance, "clip_seconds": seconds}
+    generation = replace(heard, **{name: value for name, value in asked.items() if value is not None})
     with bar("generate") as progress:
         clips = generate_clips(ws, version, prompts, generation, per_prompt=per_prompt, seed=seed, progress=progress)
     prompts = list({p.id: p for p in prompts}.values())

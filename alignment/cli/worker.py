@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment.cli.common import DatabaseUrl, Home, settings_of
+from alignment.cli.common import DatabaseUrl, Device, Dtype, Home, settings_of
 
 
 def worker(
@@ -20,6 +20,8 @@ def worker(
     takeover: Annotated[
         float, typer.Option(min=2, max=3600, help="Silent seconds after which another worker's request is taken over.")
     ] = 30.0,
+    device: Device = None,
+    dtype: Dtype = None,
     home: Home = None,
     database: DatabaseUrl = None,
     first_clips: Annotated[int, typer.Option("--first-clips", min=0, hidden=True)] = 0,

@@ -207,7 +207,7 @@ def _exported_card(model: MusicModel, known: str | None, note: str) -> str:
         f"Its text encoder is {known}, which audiocraft fetches itself."
         if known
         else f"Its text encoder is its own, in `{TEXT_FOLDER}/`. audiocraft takes text encoders by name only: in "
-        f"this folder, before loading, run `from audiocraft.modules import conditioners as c; "
+        f"this folder, before loading, run `import transformers; from audiocraft.modules import conditioners as c; "
         f"c.T5Conditioner.MODELS.append('{TEXT_FOLDER}'); c.T5Conditioner.MODELS_DIMS['{TEXT_FOLDER}'] = "
         f"{model.hf.config.text_encoder.d_model}; c.T5Tokenizer = transformers.AutoTokenizer`."
     )

@@ -66,15 +66,7 @@ def _load(path: Path) -> Any:
         raise ModelError(f"{path}: no such file; an audiocraft checkpoint is a folder with {LM_FILE} and {CODEC_FILE}.")
     try:
         with _omegaconf_allowed():
-            zipped = zipfile.is_zipfile(path)
-            if zipped and (unsafe := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))):
-                raise ModelError(
-                    f"{path}: holds {unsafe[0]}, which could run code when opened; only tensors, plain values and "
-                    "OmegaConf's containers are read. Export the checkpoint with audiocraft.utils.export."
-                )
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except ModelError:
-        raise
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         held = f"holds {found[1]}, which could run code when opened" if found else "is damaged"

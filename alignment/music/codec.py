@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from alignment.errors import ShapeError
-from alignment.music.memory import codec_batch
+from alignment.music.memory import CODEC_BATCH, codec_batch
 from alignment.music.model import MusicModel
 
 
-def decode(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = 16) -> np.ndarray:
+def decode(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = CODEC_BATCH) -> np.ndarray:
     """Audio (B, samples) float32 of codes (B, K, T) as scorers and metrics hear it: stereo mixed to one channel.
 
     samples = T * sample_rate_hz / frame_rate_hz. Decoding is deterministic. Batches keep memory flat, smaller ones
@@ -25,7 +25,7 @@ def decode(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = 1
 
 
 @torch.no_grad()
-def render(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = 16) -> np.ndarray:
+def render(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = CODEC_BATCH) -> np.ndarray:
     """Audio of codes (B, K, T) as it is stored and listened to: (B, samples) float32, or of a stereo model
     (B, samples, 2), left first."""
     codes = _codes(model, codes)
@@ -43,7 +43,7 @@ def render(model: MusicModel, codes: Tensor | np.ndarray, *, batch_size: int = 1
 
 
 @torch.no_grad()
-def encode(model: MusicModel, audio: Tensor | np.ndarray, *, batch_size: int = 16) -> Tensor:
+def encode(model: MusicModel, audio: Tensor | np.ndarray, *, batch_size: int = CODEC_BATCH) -> Tensor:
     """Codes (B, K, T) int64 of audio (B, samples), or (B, samples, 2) for a stereo model, at the model's rate. A stereo
     model hears one channel as both.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from alignment.domain import GenerationConfig
 from alignment.errors import ModelError
 from alignment.music.checkpoint import quiet
+from alignment.music.delay import delayed_steps
 from alignment.music.model import MusicModel
 
 
@@ -27,9 +28,9 @@ def write_merged(model: MusicModel, folder: Path, *, listening: GenerationConfig
         config.do_sample = True
         config.temperature, config.top_k = listening.temperature, listening.top_k
         config.guidance_scale = listening.guidance
-        # The delay of the codebooks takes K - 1 steps more than there are frames.
+        # The delay of the codebooks takes more steps than there are frames.
         config.max_length = None
-        config.max_new_tokens = model.frames(listening.clip_seconds) + model.codebooks - 1
+        config.max_new_tokens = delayed_steps(model.frames(listening.clip_seconds), model.codebooks, model.channels)
     with quiet():
         hf.save_pretrained(folder, safe_serialization=True)
         model.tokenizer.save_pretrained(folder)

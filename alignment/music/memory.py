@@ -1,7 +1,7 @@
 """How much memory a run takes before it is started: weights, adapter, optimizer, activations, cache, codec.
 
 Counted from shapes; what no formula gives is measured and named (``ACTIVATIONS_A_LAYER`` and the like, on a CPU; see
-docs/checkpoints.md for the machine). An estimate is meant to be within a third of the truth, above rather than below.
+docs/checkpoints.md and scripts/measure_memory.py). An estimate is meant to be within a third of the truth.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LORA_INPUTS = 11  # of them again in float32 where the base is held in half prec
 LOGIT_COPIES = 15  # of B x K x S x V in float32, in the forward and backward pass of the log-probabilities
 CODEC_BYTES = 25  # a sample and filter, while EnCodec decodes
 PACKING, CACHE_GROWTH = 1.3, 1.25  # while weights are packed; a cache that grows is there twice for a moment
-CODEC_SAMPLES = 2_560_000  # that the codec decodes or encodes at once, at most: 16 clips of 5 s at 32 kHz
+CODEC_BATCH, CODEC_SAMPLES = 16, 2_560_000  # streams and samples that the codec takes at once, at most
 RESERVE = 0.1  # of the device's memory, for what torch and the allocator keep for themselves
 
 
@@ -114,7 +114,7 @@ def gib(size: float) -> str:
 
 def codec_batch(samples: float) -> int:
     """How many streams of that many samples the codec takes at once, at least 1."""
-    return max(1, int(CODEC_SAMPLES // max(1, samples)))
+    return max(1, min(CODEC_BATCH, int(CODEC_SAMPLES // max(1, samples))))
 
 
 def cache_bytes(shape: Shape, positions: int, dtype: torch.dtype) -> int:
