@@ -78,7 +78,7 @@ def test_bad_requests_are_told_at_once_and_none_give_nothing() -> None:
 
 def make_slots(model: MusicModel, clips: int = 3) -> Slots:
     """Slots that have begun three clips of 12 frames, and are 4 steps into them."""
-    with torch.inference_mode():
+    with torch.no_grad():
         text = encode_prompts(model, PROMPTS)
         slots = Slots(model, GenerationConfig(guidance=3.0, top_k=20), clips, 12, text.mask.shape[1])
         slots.place(range(3), text, list(_uniforms(model, [1, 2, 3], 12)))
@@ -111,23 +111,27 @@ def test_a_step_has_fixed_shapes_moves_no_buffer_and_asks_the_device_nothing(mon
         "alignment.music.distribution._kth_largest",
         lambda logits, k: torch.topk(logits, k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True),
     )
-    held = [slots.read, slots.at, slots.uniforms, slots.codes, slots.logprobs, *slots.cache.buffers, slots.step.bias]
-    addresses, runs = [each.data_ptr() for each in held], []
+
+    def addresses() -> list[int]:
+        held = [slots.read, slots.at, slots.uniforms, slots.codes, slots.logprobs, *slots.cache.buffers]
+        return [each.data_ptr() for each in (*held, slots.step.bias)]
+
+    before, runs = addresses(), []
     for _ in range(3):
-        with torch.inference_mode(), Watching() as watching:
+        with torch.no_grad(), Watching() as watching:  # inference mode would show operators before they are taken apart
             slots.advance()
         runs.append(watching.seen)
     assert runs[0] == runs[1] == runs[2] and len(runs[0]) > 50
-    assert [each.data_ptr() for each in held] == addresses
+    assert addresses() == before
     names = Counter(name for name, _ in runs[0])
-    asking = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal.default", "_to_copy", "masked_select")
-    assert not [name for name in names if any(word in name for word in asking) and "not_equal" not in name]
+    asking = ("_local_scalar_dense", "item.", "nonzero", "aten.equal.", "_to_copy", "masked_select")
+    assert not [name for name in names if any(word in name for word in asking)]
 
 
 def test_the_rehearsal_of_a_capture_leaves_no_trace() -> None:
     model = make_tiny_music()
     plain, rehearsed = make_slots(model), make_slots(model)
-    with torch.inference_mode():
+    with torch.no_grad():
         rehearsed.rehearse()
         for _ in range(8):
             plain.advance()
