@@ -42,5 +42,8 @@ def test_two_processes_sing_the_pool_together_and_register_one_version(tmp_path:
     assert [json.loads(line)["version"] for line in said.splitlines() if line.startswith("{")] == ["w"]
     with sqlite3.connect(home / "attune.db") as connection:
         assert connection.execute("select count(*) from version where name = 'w'").fetchone() == (1,)
-        clips, seeds = connection.execute("select count(*), count(distinct seed) from clip").fetchone()
-    assert clips == seeds > 24
+        pool = connection.execute(
+            "select count(*), count(distinct seed), count(distinct prompt_id) from clip where generation_config_id != "
+            "(select generation_config_id from clip order by id limit 1)"
+        ).fetchone()
+    assert pool[0] == pool[1] == 3 * pool[2] > 0  # three of each prompt, none twice
