@@ -140,6 +140,22 @@ def test_a_checkpoint_too_large_to_read_is_refused_before_it_is_read(tmp_path, m
         MusicModel.load(folder)
 
 
+@pytest.mark.parametrize(("enabled", "calls"), [(False, 1), (True, 2)])
+def test_checkpointing_reads_every_layer_again_on_the_way_back_even_outside_a_trainer(enabled: bool, calls: int):
+    from alignment.music.text import encode_prompts
+    from alignment.training.batches import PolicyModule
+
+    model, seen = make_tiny_music(), []
+    model.add_adapter(LoraSettings(r=2))
+    layer = model.hf.decoder.model.decoder.layers[1].fc1
+    handle = layer.register_forward_hook(lambda *_: seen.append(1))
+    with PolicyModule(model).checkpointing(enabled=enabled):
+        codes = torch.randint(64, (1, 4, 6), generator=torch.Generator().manual_seed(0))
+        model.logprobs(codes, encode_prompts(model, ["flute"])).sum().backward()
+    handle.remove()
+    assert len(seen) == calls and not model.hf.training and not model.hf.decoder.training
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "run", [("generate", "--clips", "32", "--seconds", "10"), ("train", "--clips", "16"), ("train", "--checkpointing")]

@@ -103,7 +103,15 @@ def main() -> None:
         else:
             show()
             code = status
+    _take_leave()
     sys.exit(code or 0)
+
+
+def _take_leave() -> None:
+    """Processes that torchrun started part in order: gloo aborts one that ends with the others still connected."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -114,7 +114,9 @@ def _json_progress(name: str) -> Progress:
 
 
 def emit(value: dict[str, Any] | list[Any], text: str, as_json: bool) -> None:
-    """The result on stdout: text for people, JSON on the last line for scripts."""
+    """The result on stdout: text for people, JSON on the last line for scripts; once, whoever runs it together."""
+    if os.environ.get("RANK", "0") != "0":  # torchrun's
+        return
     print(json.dumps(value, default=str) if as_json else text, flush=True)
 
 

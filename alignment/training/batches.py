@@ -67,6 +67,7 @@ class PolicyModule(nn.Module):
         if enabled:
             getattr(decoder, f"{word}_checkpointing_enable")({"use_reentrant": False})
             decoder.disable_input_require_grads()  # only the reentrant kind needs that hook
+            decoder.train()  # transformers recomputes in training mode only; dropout is off for good
         try:
             yield
         finally:
