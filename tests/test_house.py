@@ -108,7 +108,8 @@ def test_every_attune_command_in_the_documents_exists() -> None:
 
     text = "\n".join(p.read_text(encoding="utf-8") for p in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
     # As a command: at the start of a line or a piece of code, after a user's name or a path.
-    word = r"(?:db|reward|align|versions|study|account|reproduce|gate|jobs) [a-z][a-z-]*|[a-z][a-z-]+"
+    groups = "db|reward|align|versions|study|account|reproduce|gate|jobs|models|import|export|clips"
+    word = rf"(?:{groups}) [a-z][a-z-]*|[a-z][a-z-]+"
     commands = set(re.findall(rf"(?m)(?:^|`|bin/|-u attune )attune ({word})", text))
     mentioned = {c for c in commands if (ROOT / "alignment").exists() and _is_code(text, c)}
     assert len(mentioned) >= 8

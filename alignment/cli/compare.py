@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from alignment.cli.common import AsJson, DatabaseUrl, Home, Seed, bar, emit, open_workspace, table
+from alignment.cli.common import AsJson, DatabaseUrl, Device, Dtype, Home, Seed, bar, emit, open_workspace, table
 
 if TYPE_CHECKING:
     from alignment.circle.compare import Result
@@ -68,6 +68,8 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML page with players here.", show_default=False)
     ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     seed: Seed = 0,
     home: Home = None,
     database: DatabaseUrl = None,

@@ -55,10 +55,11 @@ def check(
         db.close()
     rows = [{"check": r.check, "state": r.state, "why": r.sentence} for r in decision.reasons]
     marked = " (SIMULATED listeners)" if evidence.simulated else ""
+    then = f"\nMake it champion: attune versions promote {candidate}" if decision.outcome == "promoted" else ""
     emit(
         {"decision": str(new), "candidate": candidate, "champion": champion, "outcome": decision.outcome,
          "simulated": evidence.simulated, "alpha": alpha, "checks": rows},
-        f"{table(rows, ['check', 'state', 'why'])}\n\n{candidate} is {decision.outcome}{marked}; alpha {alpha:.3g}",
+        f"{table(rows, ['check', 'state', 'why'])}\n\n{candidate} is {decision.outcome}{marked}; alpha {alpha:.3g}{then}",
         as_json,
     )  # fmt: skip
 
