@@ -59,7 +59,8 @@ def check(
     emit(
         {"decision": str(new), "candidate": candidate, "champion": champion, "outcome": decision.outcome,
          "simulated": evidence.simulated, "alpha": alpha, "checks": rows},
-        f"{table(rows, ['check', 'state', 'why'])}\n\n{candidate} is {decision.outcome}{marked}; alpha {alpha:.3g}{then}",
+        f"{table(rows, ['check', 'state', 'why'])}\n\n"
+        f"{candidate} is {decision.outcome}{marked}; alpha {alpha:.3g}{then}",
         as_json,
     )  # fmt: skip
 
