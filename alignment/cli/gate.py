@@ -63,4 +63,3 @@ def check(
         f"{candidate} is {decision.outcome}{marked}; alpha {alpha:.3g}{then}",
         as_json,
     )  # fmt: skip
-
