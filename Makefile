@@ -23,8 +23,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed  ## the whole circle on a laptop, with simulated listeners
 	$(BIN)/attune demo $(ARGS)
 
+# Files are shared out among processes, so that what a file prepares is prepared once; ARGS=-n0 for one process.
 test: $(BIN)/.installed  ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(BIN)/.installed  ## the slow tests too
 	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
