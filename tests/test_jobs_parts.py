@@ -275,3 +275,16 @@ def test_nothing_but_the_engine_knows_dbos_and_a_web_page_loads_neither_it_nor_t
     )
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_of_the_engine_that_lost_its_job_may_say_nothing_of_it(place: Place) -> None:
+    job_id = place.submit()
+    with status.ledger_of(place.settings).session() as s:
+        old = queries.get_job(s, job_id)
+        assert queries.move_job(s, job_id, to="running", workflow=old.workflow)
+        assert queries.requeue(s, queries.get_job(s, job_id), why="its machine is lost")
+        assert not queries.requeue(s, old, why="asked for twice")
+        assert not queries.move_job(s, job_id, to="running", workflow=old.workflow)
+        assert not queries.end_job(s, job_id, "done", None, workflow=old.workflow)
+        new = queries.get_job(s, job_id)
+        assert (new.state, new.workflow, new.previous, new.attempt) == ("queued", f"{job_id}.2", job_id, 2)
