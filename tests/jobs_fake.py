@@ -100,8 +100,10 @@ FAKE = JobKind(
 )  # fmt: skip
 OTHER = JobKind("fake", FakeRecipe, (Step("collect", collect), Step("new", optional)), "other code")
 RETRIED = JobKind("retried", FakeRecipe, (Step("judge", judge, retries=2),), "for tests")
+BRIEF = JobKind("brief", FakeRecipe, (Step("judge", judge),), "for tests")
 KINDS = {
     "fake": KindRef(os.environ.get("ATTUNE_FAKE", "tests.jobs_fake:FAKE"), "tests.jobs_fake:FakeRecipe", "for tests"),
+    "brief": KindRef("tests.jobs_fake:BRIEF", "tests.jobs_fake:FakeRecipe", "for tests"),
     "retried": KindRef("tests.jobs_fake:RETRIED", "tests.jobs_fake:FakeRecipe", "for tests"),
 }
 

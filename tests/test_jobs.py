@@ -24,8 +24,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made.plain = made.submit()
     made.few = made.submit(votes=1)
     made.failing = made.submit(fail="the judge is ill; call another one")
-    made.waiting = made.submit(judged=False, wait=0.1)
-    made.crashing = made.submit(crash=True)
+    made.waiting = made.submit("brief", judged=False, wait=1.5)
+    made.crashing = made.submit("brief", crash=True)
+    made.retried = made.submit("retried", fail="the judge is ill")
     made.work()
     yield made
     made.close()
@@ -54,6 +55,15 @@ def test_a_job_with_nothing_to_do_ends_well_and_says_why(place: Place) -> None:
     assert (job.state, job.reason) == ("done", "1 new votes, 3 are needed")
     assert states(job) == {"collect": "done"} | dict.fromkeys(["optional", "train", "judge", "register"], "skipped")
     assert place.attempts(job.id) == ["collect"]
+
+
+def test_a_step_that_may_be_tried_again_is_and_the_log_says_so(place: Place) -> None:
+    job = place.ended(place.retried)
+    assert (job.state, job.reason) == ("failed", "judge: the judge is ill")
+    assert place.attempts(job.id) == ["judge"] * 3 and job.steps[0].attempts == 3
+    assert [line for line in place.log(job.id) if "Another attempt" in line] == [
+        "the judge is ill Another attempt in 2 s.", "the judge is ill Another attempt in 4 s.",
+    ]  # fmt: skip
 
 
 def test_a_failed_job_says_why_in_one_sentence_and_goes_on_behind_its_last_finished_step(place: Place) -> None:
@@ -105,6 +115,7 @@ def test_cancel_stops_a_stubborn_trainer_within_five_seconds_and_frees_the_gpu_s
     assert place.ended(after).state == "done"  # it got the slot
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_resumed_from_its_checkpoint(place: Place) -> None:
     job_id = place.submit(pause=0.1)
     place.until(lambda: (place.folder(job_id) / "train" / "checkpoint.json").exists())
@@ -117,7 +128,7 @@ def test_a_cancelled_job_is_resumed_from_its_checkpoint(place: Place) -> None:
 
 
 def test_a_job_that_the_engine_takes_for_ended_does_not_stay_open_for_ever(place: Place) -> None:
-    job = place.ended(place.submit("retried"))
+    job = place.ended(place.submit("brief"))
     with status.ledger_of(place.settings).session() as s:  # as if the engine had lost it
         assert queries.move_job(s, job.id, to="running", only_from=["done"], ended=None)
     lost = place.ended(job.id)
@@ -161,11 +172,11 @@ def test_the_command_line_shows_jobs_and_their_logs(place: Place) -> None:
 
 def test_a_faulty_request_is_refused_in_a_sentence_and_asks_for_nothing(place: Place) -> None:
     before = len(status.list_jobs(place.settings, limit=500))
-    with pytest.raises(NotFoundError, match="no job kind 'nightli'; known kinds: align, compare, fake"):
+    with pytest.raises(NotFoundError, match="no job kind 'nightli'; known kinds: align, brief, compare, fake"):
         place.submit("nightli")
     with pytest.raises(ConfigError, match="unknown key paus; did you mean pause"):
         place.submit(paus=1)
-    with pytest.raises(NotFoundError, match="There is no job x; the newest are fake-"):
+    with pytest.raises(NotFoundError, match="There is no job x; the newest are (fake|brief)-"):
         place.job("x")
     with pytest.raises(ConfigError, match="has 3 fields and a cron line needs 5"):
         status.add_schedule(place.settings, "fake", "0 3 *")
@@ -174,6 +185,7 @@ def test_a_faulty_request_is_refused_in_a_sentence_and_asks_for_nothing(place: P
     assert len(status.list_jobs(place.settings, limit=500)) == before
 
 
+@pytest.mark.slow
 def test_a_worker_told_to_end_does_so_within_five_seconds_and_the_next_one_goes_on(tmp_path: Path) -> None:
     place = Place(tmp_path)
     try:

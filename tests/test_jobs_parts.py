@@ -262,35 +262,6 @@ def test_a_full_disk_fails_a_step_with_what_to_do(tmp_path: Path, monkeypatch) -
     assert "the step's result must be JSON" in run_step(spec, Teller())["reason"]
 
 
-def test_submitit_runs_a_command_elsewhere_and_finds_it_again(tmp_path: Path, monkeypatch) -> None:
-    pytest.importorskip("submitit")
-    from alignment.jobs import slurm
-
-    monkeypatch.setenv("ATTUNE_RUNNER", "submitit-local")
-    monkeypatch.setenv("ATTUNE_SLURM", "partition=gpu gpus_per_node=1 timeout_min=5")
-    assert slurm.parameters() == {"slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 5}
-    monkeypatch.setenv("ATTUNE_SLURM", "timeout_min=5")
-    told = []
-    code = (
-        f"import os, json; open(r'{tmp_path}/starts', 'a').write('x'); print(json.dumps({{'step': 1, 'steps': 2}})); "
-        "print(json.dumps({'chain': 'abc', 'job': os.environ.get('ATTUNE_JOB')}))"
-    )
-    asked = command(code, tmp_path / "run")
-    known = tmp_path / "run" / "submitit" / "submitted.json"
-    known.parent.mkdir()
-    # As a worker leaves it that was killed while it waited.
-    submitted = slurm._submit(asked, "j", known.parent, known.parent / "output.log")
-    known.write_text(json.dumps({"id": submitted.job_id}))
-    result = slurm.run_elsewhere(asked, job_id="j", tell=lambda *said: told.append(said))
-    assert result == {"chain": "abc", "job": None} and told == [(0.5, "step 1 of 2")]
-    assert (tmp_path / "starts").read_text() == "x" and not known.exists()
-    with pytest.raises(CommandFailed, match="status 3"):
-        slurm.run_elsewhere(command("raise SystemExit(3)", tmp_path / "bad"), job_id="j", tell=silent)
-    monkeypatch.setenv("ATTUNE_RUNNER", "pbs")
-    with pytest.raises(ConfigError, match="ATTUNE_RUNNER is 'pbs'; write local, slurm or submitit-local"):
-        slurm.run_elsewhere(asked, job_id="j", tell=silent)
-
-
 def test_nothing_but_the_engine_knows_dbos_and_a_web_page_loads_neither_it_nor_torch(place: Place) -> None:
     root = Path(__file__).resolve().parent.parent
     named = [path.name for folder in ("alignment", "rating_app") for path in (root / folder).rglob("*.py")
@@ -304,3 +275,16 @@ def test_nothing_but_the_engine_knows_dbos_and_a_web_page_loads_neither_it_nor_t
     )
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_of_the_engine_that_lost_its_job_may_say_nothing_of_it(place: Place) -> None:
+    job_id = place.submit()
+    with status.ledger_of(place.settings).session() as s:
+        old = queries.get_job(s, job_id)
+        assert queries.move_job(s, job_id, to="running", workflow=old.workflow)
+        assert queries.requeue(s, queries.get_job(s, job_id), why="its machine is lost")
+        assert not queries.requeue(s, old, why="asked for twice")
+        assert not queries.move_job(s, job_id, to="running", workflow=old.workflow)
+        assert not queries.end_job(s, job_id, "done", None, workflow=old.workflow)
+        new = queries.get_job(s, job_id)
+        assert (new.state, new.workflow, new.previous, new.attempt) == ("queued", f"{job_id}.2", job_id, 2)
