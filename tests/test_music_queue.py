@@ -59,7 +59,7 @@ def test_an_order_by_place_makes_a_rollout_of_clips_of_one_length() -> None:
     queue = sample_queue(
         model, [Request(p, s, 0.2) for p, s in zip(PROMPTS, [4, 5, 6], strict=True)], generation, rows=2
     )
-    joined = _joined(10, 4, queue)
+    joined = _joined(10, 4, reversed(list(queue)))  # in whatever order they are finished
     together = sample(model, PROMPTS, generation=generation, seeds=[4, 5, 6])
     assert torch.equal(joined.codes, together.codes)
     torch.testing.assert_close(joined.logprobs, together.logprobs, atol=1e-4, rtol=0)
