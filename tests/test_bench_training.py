@@ -109,9 +109,11 @@ def test_a_bad_argument_is_one_sentence_and_a_failure(
 
 
 def test_peak_memory_is_what_was_used_above_the_start() -> None:
+    with mmap.mmap(-1, 300 * 2**20) as past:
+        past.write(b"1" * len(past))  # a highest memory that must be forgotten
     memory = bench_options.PeakMemory("cpu")
     if memory.before is None:
         pytest.skip("this system does not let a process forget its highest memory")
     with mmap.mmap(-1, 64 * 2**20) as fresh:  # pages that nothing before has left to the process
         fresh.write(b"1" * len(fresh))
-    assert 64 <= memory.above() < 140  # and the bytes written there
+    assert 50 < memory.above() < 140  # and perhaps the bytes written there

@@ -37,6 +37,7 @@ def test_every_clip_of_a_queue_is_the_one_sung_alone(model: MusicModel, guidance
         own = GenerationConfig(guidance=guidance, top_k=20, temperature=0.9, clip_seconds=wanted.clip_seconds)
         alone = sample(model, [wanted.prompt], generation=own, seeds=[wanted.seed])
         assert torch.equal(found[place].codes, alone.codes)
+        assert not found[place].codes.is_inference() and not found[place].logprobs.is_inference()  # training may use it
         torch.testing.assert_close(found[place].logprobs, alone.logprobs, atol=1e-4, rtol=0)
         scored = model.logprobs(found[place].codes, encode_prompts(model, [wanted.prompt]), generation=own)
         torch.testing.assert_close(found[place].logprobs.exp(), scored.exp(), atol=1e-4, rtol=0)
@@ -59,7 +60,7 @@ def test_an_order_by_place_makes_a_rollout_of_clips_of_one_length() -> None:
     queue = sample_queue(
         model, [Request(p, s, 0.2) for p, s in zip(PROMPTS, [4, 5, 6], strict=True)], generation, rows=2
     )
-    joined = _joined(10, 4, queue)
+    joined = _joined(10, 4, reversed(list(queue)))  # in whatever order they are finished
     together = sample(model, PROMPTS, generation=generation, seeds=[4, 5, 6])
     assert torch.equal(joined.codes, together.codes)
     torch.testing.assert_close(joined.logprobs, together.logprobs, atol=1e-4, rtol=0)
@@ -146,7 +147,7 @@ def test_attention_looks_no_further_than_the_furthest_clip_and_that_changes_noth
 ) -> None:
     model, reached = make_tiny_music(), []
     whole = dict(sample_queue(model, REQUESTS, GenerationConfig(), rows=3))
-    monkeypatch.setattr(slots_module, "REACH", 8)
+    monkeypatch.setattr(slots_module, "BLOCK", 8)
     advance = Slots.advance
     monkeypatch.setattr(Slots, "advance", lambda self: (reached.append(self.cache.room), advance(self)))
     near = dict(sample_queue(model, REQUESTS, GenerationConfig(), rows=3))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alignment.domain import GenerationConfig
+from alignment.music.cache import BLOCK
 from alignment.music.delay import delay_values, delayed_steps, undo_delay
 from alignment.music.distribution import draw
 from alignment.music.step import DecoderStep
@@ -22,7 +23,7 @@ from alignment.music.text import TextBatch
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
 
-REACH = 256  # steps of attention that one graph more looks at
+REACH = 256  # steps of attention that one graph more looks at; without graphs it grows by cache.BLOCK
 WARMUP = 3  # steps before a capture: torch's libraries allocate their workspaces in the first ones
 
 
@@ -43,6 +44,7 @@ class Slots:
         self.codes = torch.zeros(self.uniforms.shape, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros_like(self.uniforms)
         self.done, self.whole = [0] * clips, [0] * clips  # steps of each slot's clip, known to the host
+        self.reach = REACH if device.type == "cuda" else BLOCK
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def place(self, slots: Sequence[int], text: TextBatch, uniforms: Sequence[Tensor]) -> None:
@@ -87,7 +89,7 @@ class Slots:
 
     def _advance(self, furthest: int) -> None:
         """``advance``, attention looking as far as the slot that is furthest stands."""
-        self.cache.room = min(-(-(furthest + 1) // REACH) * REACH, self.step.steps)
+        self.cache.room = min(-(-(furthest + 1) // self.reach) * self.reach, self.step.steps)
         if self.model.device.type == "cuda":
             self._graph().replay()
         else:
