@@ -19,7 +19,7 @@ from alignment.domain import GenerationConfig, Outcome
 from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.music.sampler import sample
 from alignment.music.text import encode_prompts
-from alignment.training.batches import PairDataset, PolicyModule, collate
+from alignment.training.batches import PairDataset, PolicyModule, _held, _padded, collate
 from alignment.training.dpo import DpoExample, examples_from_pairs, train_dpo
 from alignment.training.losses import dpo_loss
 from tests.music_support import make_tiny_music, randomise_adapter
@@ -417,3 +417,13 @@ def test_training_and_rewards_import_without_the_optional_packages() -> None:
         "import alignment.rewards.encoder"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+def test_clips_wait_in_16_bits_and_are_scored_in_64() -> None:
+    model = make_tiny_music()
+    policy = PolicyModule(model)
+    items = PairDataset(policy, random_examples(model, PROMPTS)).items
+    assert {items[0][side].dtype for side in ("chosen", "rejected")} == {torch.int16}
+    batch = _padded([items[0]["chosen"]], [items[0]["hidden"]])
+    assert batch["codes"].dtype == torch.int64 and torch.equal(batch["codes"][0], items[0]["chosen"].long())
+    assert _held(np.array([[40_000]])).dtype == torch.int64, "a codebook that 16 bits do not hold"

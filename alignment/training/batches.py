@@ -76,6 +76,12 @@ class PolicyModule(nn.Module):
             self.hf.train(was_training)
 
 
+def _held(codes: np.ndarray) -> Tensor:
+    """Codes as a data set keeps them, in 16 bits where they fit: many clips wait in memory, few are in a batch."""
+    found = np.asarray(codes)
+    return torch.from_numpy(found.astype(np.int16 if found.max(initial=0) < 2**15 else np.int64))
+
+
 class ExampleDataset(Dataset):
     """Examples with their prompt's encoding, one more than there are: the last is blank and counts for nothing."""
 
@@ -90,7 +96,7 @@ class ExampleDataset(Dataset):
 
     def parts(self, example: Any) -> dict[str, Any]:
         """What an example holds beside its prompt and its weight."""
-        return {"clip": torch.from_numpy(np.array(example.codes, dtype=np.int64))}
+        return {"clip": _held(example.codes)}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -108,8 +114,8 @@ class PairDataset(ExampleDataset):
 
     def parts(self, example: DpoExample) -> dict[str, Any]:
         return {
-            "chosen": torch.from_numpy(np.array(example.chosen, dtype=np.int64)),
-            "rejected": torch.from_numpy(np.array(example.rejected, dtype=np.int64)),
+            "chosen": _held(example.chosen),
+            "rejected": _held(example.rejected),
             "label": example.label,
             "ref_chosen": 0.0,
             "ref_rejected": 0.0,
