@@ -48,9 +48,11 @@ def _folder(path: Path, *names: str) -> Path:
 
 @pytest.fixture
 def full(place, tmp_path) -> Place:  # noqa: F811
-    """A home with clips, votes, a snapshot, an adapter, a reward model and a run; every file three days old."""
+    """A home with clips, votes, a snapshot of some, an adapter, a reward model and a run; every file three days old."""
     place.take(release(tmp_path, [battle(0), battle(1)]))
     take_snapshot(Workspace(place.database, place.store, "secret"), "frozen", ["music-arena"])
+    (tmp_path / "later").mkdir()
+    place.take(release(tmp_path / "later", [battle(3)]))  # clips that no snapshot names
     with place.database.session() as s:
         sha256, uri = place.store.put_folder(_folder(tmp_path / "adapter", "adapter.safetensors", "in/config.json"))
         add_version(s, name="tuned", base="tiny", base_sha256="0" * 64, adapter_sha256=sha256, adapter_uri=uri)
@@ -69,9 +71,9 @@ def full(place, tmp_path) -> Place:  # noqa: F811
 
 def test_nothing_that_a_row_refers_to_ever_goes(full):
     before = _files(full.store)
-    assert len(before) == 4 + 1 + 3 + 2 + 2  # clips, snapshot, three folders with their lists
+    assert len(before) == 6 + 1 + 3 + 2 + 2  # clips, snapshot, three folders with their lists
     done = collect_garbage([full.database], full.store)
-    assert (done.units, done.kept, done.young, done.size_bytes) == ((), 4 + 1 + 3, 0, 0)
+    assert (done.units, done.kept, done.young, done.size_bytes) == ((), 6 + 1 + 3, 0, 0)
     assert _files(full.store) == before
     checked = check_store(full.database, full.store)
     assert (checked.files, checked.faults) == (len(before), ())
@@ -135,7 +137,7 @@ def test_a_file_stored_again_while_garbage_is_collected_is_there_afterwards(full
 
         def looked(store, keys):
             calls.append(1)
-            if len(calls) == 11:  # all ten units were looked at once: this is the first before a removal
+            if len(calls) == 13:  # all twelve units were looked at once: this is the first before a removal
                 again()
             return newest(store, keys)
 
@@ -173,7 +175,8 @@ def test_files_that_only_json_or_a_snapshots_own_lines_name_stay(full, tmp_path)
     _age(full.store)
     with full.database.session(write=False) as s:
         assert uri in references(s).mentioned and audio in references(s).digests
-    assert collect_garbage([full.database], full.store).units == ()
+    # Only the two clips that were frozen nowhere have lost whatever named them.
+    assert [unit[:6] for unit in collect_garbage([full.database], full.store).units] == ["audio/"] * 2
 
 
 def test_every_column_that_can_name_a_file_is_looked_at(full):
@@ -262,7 +265,7 @@ def test_the_commands_exit_1_on_a_fault_and_take_away_only_when_told(full, capsy
     told = attune(capsys, "clips", "gc", "--dry-run", "--json", *home)
     assert told.json["removed"] == [f"audio/{audio[:2]}/{audio}.flac"] and told.json["dry_run"]
     full.store.get_audio(audio)
-    assert "1 of 9 files and folders taken away" in attune(capsys, "clips", "gc", *home).out
+    assert "1 of 11 files and folders taken away" in attune(capsys, "clips", "gc", *home).out
     victim = next(Path(full.store.root).rglob("*.flac"))
     victim.write_bytes(b"noise")
     found = attune(capsys, "clips", "check", "--json", *home)

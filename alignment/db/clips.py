@@ -70,7 +70,11 @@ def add_clips(s: Session, clips: Sequence[NewClip]) -> list[Clip]:
     keys = [(c.prompt_id, version_ids[c.version], configs[c.generation], c.seed) for c in clips]
     known: dict[tuple, Clip] = {}
     for part in batches(dict.fromkeys((prompt, seed) for prompt, _, _, seed in keys)):
-        asked = [ClipRow.prompt_id.in_({prompt for prompt, _ in part}), ClipRow.seed.in_({seed for _, seed in part})]
+        # The prompts alone once more, because SQLite finds no index for pairs.
+        asked = (
+            ClipRow.prompt_id.in_({prompt for prompt, _ in part}),
+            sa.tuple_(ClipRow.prompt_id, ClipRow.seed).in_(part),
+        )
         query = _QUERY.where(*asked, ClipRow.version_id.in_(set(version_ids.values())))
         for row, version, config in s.execute(query):
             key = (row.prompt_id, row.version_id, row.generation_config_id, row.seed)

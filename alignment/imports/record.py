@@ -32,6 +32,7 @@ from alignment.imports.staging import Staged
 from alignment.licences import UNKNOWN
 
 BATCH = 500
+CACHE_KIB = 64 * 1024
 # How a clip from elsewhere was sampled nobody knows; 0 seconds stand for "as long as it is".
 GENERATION = GenerationConfig(temperature=1.0, top_k=0, guidance=1.0, clip_seconds=0.0)
 
@@ -52,6 +53,9 @@ class Recorder:
 
     def __init__(self, s: Session, *, source: str, secret: bytes, study: str | None, simulated: bool, now: datetime):
         self._s, self._source, self._secret, self._now = s, source, secret, now
+        if s.get_bind().dialect.name == "sqlite":
+            # Keys are hashes: every row touches pages all over the indexes, and SQLite keeps 2 MB of them by itself.
+            s.connection().exec_driver_sql(f"PRAGMA cache_size=-{CACHE_KIB}")
         self._kind = RaterKind.SIMULATED if simulated else RaterKind.HUMAN
         self._study = None if study is None else self._study_id(study)
         self._raters: dict[str, uuid.UUID] = {}  # of one batch
