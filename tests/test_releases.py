@@ -29,8 +29,8 @@ from study_support import give_consent, voted_study
 
 from alignment.circle.learn import take_snapshot
 from alignment.circle.workspace import Workspace
-from alignment.db import clips, prompts, studies
-from alignment.db.tables import ClipRow, RaterRow, SnapshotRow, VoteTable
+from alignment.db import clips, external, prompts, studies
+from alignment.db.tables import ClipRow, RaterRow, SnapshotRow, VersionRow, VoteTable
 from alignment.domain import Outcome, RaterKind, VoteDraft
 from alignment.errors import DataError, NotFoundError, StoreError
 from alignment.exports import make_export
@@ -341,6 +341,17 @@ def test_votes_of_our_own_raters_on_clips_that_may_not_be_sold_stay_out_too(plac
         take_snapshot(ws, "sold", ["mixed"], commercial=True)
     both = take_snapshot(ws, "both", ["mixed", "clean"], commercial=True).frozen
     assert len(both.pairs) == 1 and {both.pairs[0].a.version, both.pairs[0].b.version} == {"a", "c"}
+    with place.database.session() as s:  # a model's licence binds what it sings where it forbids
+        s.execute(sa.update(VersionRow).where(VersionRow.name == "a").values(licence="MIT"))
+    assert len(take_snapshot(ws, "free", ["clean"], commercial=True).frozen.pairs) == 1
+    with place.database.session() as s:
+        s.execute(sa.update(VersionRow).where(VersionRow.name == "c").values(licence="CC-BY-NC-4.0"))
+    with pytest.raises(DataError, match="None of 1 votes and ratings may serve a commercial purpose"):
+        take_snapshot(ws, "not-free", ["clean"], commercial=True)
+    with place.database.session(write=False) as s:
+        assert external.licences_of_clips(s, [by["a"].id, by["c"].id]) == {
+            by["a"].id: {"CC0"}, by["c"].id: {"CC BY 4.0", "CC-BY-NC-4.0"},
+        }  # fmt: skip
 
 
 def test_the_commands_write_say_what_stayed_and_refuse_in_a_sentence(upgraded, tmp_path, capsys):  # noqa: F811

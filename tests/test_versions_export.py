@@ -208,7 +208,7 @@ def test_a_version_whose_files_are_gone_or_altered_is_not_exported(made: Registr
     with pytest.raises(StoreError, match="is missing"):
         shutil.rmtree(tmp_path / "store" / "audio")
         export_audio(store, made.database, "v1", tmp_path / "out")
-    with pytest.raises(DataError, match="processed audio .* nothing to export"):
+    with pytest.raises(DataError, match="is audio and no model .* nothing to export"):
         export_merged(store, made.database, "low-pass", tmp_path / "out")
     with pytest.raises(DataError, match="base has sung nothing yet; run attune generate --version base"):
         export_audio(store, made.database, "base", tmp_path / "out")

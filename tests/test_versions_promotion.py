@@ -231,17 +231,19 @@ def test_a_decision_that_hides_the_simulation_promotes_nothing(sqlite):
         promote(sqlite, "v1", actor="ann")
 
 
-def test_an_unknown_version_a_missing_adapter_and_processed_audio_are_not_promoted(sqlite, tmp_path):
+def test_an_unknown_version_a_missing_adapter_and_what_is_only_audio_are_not_promoted(sqlite, tmp_path):
     add(sqlite, "v1")
     with sqlite.session() as s:
-        versions.add_version(s, name="low-pass", base="anchor", base_sha256=BASE)
+        for name, base in (("low-pass", "anchor"), ("suno", "external"), ("band", "reference")):
+            versions.add_version(s, name=name, base=base, base_sha256=BASE)
     force = {"actor": "ann", "force": True, "reason": "try"}
     with pytest.raises(NotFoundError, match="known: base, v1"):
         promote(sqlite, "v9", **force)
     with pytest.raises(StoreError, match="is missing"):
         promote(sqlite, "v1", store=ClipStore(tmp_path / "store"), **force)
-    with pytest.raises(DataError, match="processed audio"):
-        promote(sqlite, "low-pass", **force)
+    for name in ("low-pass", "suno", "band"):
+        with pytest.raises(DataError, match=f"{name} is audio and no model that could sing"):
+            promote(sqlite, name, **force)
     assert champion(sqlite) is None and audit(sqlite) == []
 
 

@@ -19,6 +19,7 @@ from alignment.db.tables import (
     AssignmentRow,
     BattleRow,
     BattleTallyRow,
+    ClipRow,
     ExternalClipRow,
     ExternalRecordRow,
     ExternalVoteRow,
@@ -32,6 +33,7 @@ from alignment.db.tables import (
 from alignment.db.versions import get_version
 from alignment.db.votes import chain_seed, row_hash
 from alignment.domain import Axis, Outcome, Side, canonical_sha256
+from alignment.licences import is_non_commercial
 
 SAMPLER = "import-1"  # of battles that came from elsewhere
 
@@ -186,8 +188,8 @@ def has_own_battles(s: Session, study_id: uuid.UUID) -> bool:
 
 
 def licences_of_votes(s: Session, vote_ids: Iterable[uuid.UUID | str]) -> dict[uuid.UUID, frozenset[str | None]]:
-    """The licences of the records that the votes, or the clips they are about, came with; votes of our own on our own
-    clips are left out. None is a licence that nobody stated."""
+    """The licences of the records that the votes, or the clips they are about, came with, and of models that sang them
+    under a non-commercial one; votes of our own on our own clips are left out. None is a licence nobody stated."""
     found: dict[uuid.UUID, set[str | None]] = defaultdict(set)
     for part in batches(uuid.UUID(str(vote)) for vote in vote_ids):
         came = (
@@ -208,11 +210,22 @@ def licences_of_votes(s: Session, vote_ids: Iterable[uuid.UUID | str]) -> dict[u
         for query in queries:
             for vote, licence in s.execute(query):
                 found[vote].add(licence)
+        for clip in (BattleRow.clip_1_id, BattleRow.clip_2_id):
+            sang = (
+                sa.select(VoteTable.id, VersionRow.licence)
+                .join(AssignmentRow, VoteTable.assignment_id == AssignmentRow.id)
+                .join(BattleRow, AssignmentRow.battle_id == BattleRow.id)
+                .join(ClipRow, ClipRow.id == clip)
+                .join(VersionRow, ClipRow.version_id == VersionRow.id)
+                .where(VoteTable.id.in_(part), VersionRow.licence.is_not(None))
+            )
+            _add_restrictive(found, s.execute(sang))
     return {vote: frozenset(licences) for vote, licences in found.items()}
 
 
 def licences_of_clips(s: Session, clip_ids: Iterable[uuid.UUID | str]) -> dict[uuid.UUID, frozenset[str | None]]:
-    """The licences of the records that the clips came with; clips of our own are left out."""
+    """The licences of the records that the clips came with, and of models that sang them under a non-commercial one;
+    other clips of our own are left out."""
     found: dict[uuid.UUID, set[str | None]] = defaultdict(set)
     for part in batches(uuid.UUID(str(clip)) for clip in clip_ids):
         query = (
@@ -222,4 +235,17 @@ def licences_of_clips(s: Session, clip_ids: Iterable[uuid.UUID | str]) -> dict[u
         )
         for clip, licence in s.execute(query):
             found[clip].add(licence)
+        sang = (
+            sa.select(ClipRow.id, VersionRow.licence)
+            .join(VersionRow, ClipRow.version_id == VersionRow.id)
+            .where(ClipRow.id.in_(part), VersionRow.licence.is_not(None))
+        )
+        _add_restrictive(found, s.execute(sang))
     return {clip: frozenset(licences) for clip, licences in found.items()}
+
+
+def _add_restrictive(found: dict[uuid.UUID, set[str | None]], rows: Iterable[Any]) -> None:
+    """What a non-commercial model sings is taken to be non-commercial too; other models' licences bind no clip."""
+    for which, licence in rows:
+        if is_non_commercial(licence):
+            found[which].add(licence)

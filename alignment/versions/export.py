@@ -16,7 +16,7 @@ from typing import Any, Literal
 from alignment.clips import ClipStore
 from alignment.db import clips, gates, metric_results, prompts, versions
 from alignment.db.engine import Database
-from alignment.domain import ANCHOR_BASE, Clip, ClipSource, Version
+from alignment.domain import Clip, ClipSource, Version
 from alignment.errors import DataError, StoreError
 from alignment.evaluation.version_card import CardFacts, Form, GateResult, MeasuredFigure, version_card
 from alignment.versions.lineage import tree
@@ -123,8 +123,8 @@ def _write_clip(store: ClipStore, clip: Clip, target: Path, version: Version, pr
 def _version(database: Database, name: str) -> Version:
     with database.session(write=False) as s:
         version = versions.get_version(s, name)
-    if version.base == ANCHOR_BASE:
-        raise DataError(f"{name} is processed audio for listening tests and no model; there is nothing to export.")
+    if not version.is_model:
+        raise DataError(f"{name} is audio and no model that could sing; there is nothing to export.")
     return version
 
 

@@ -11,7 +11,7 @@ from alignment.db import gates, version_changes, versions
 from alignment.db.engine import Database
 from alignment.db.gates import RecordedDecision
 from alignment.db.people import add_audit
-from alignment.domain import ANCHOR_BASE, Version, VersionStatus
+from alignment.domain import Version, VersionStatus
 from alignment.errors import DataError
 
 
@@ -50,8 +50,8 @@ def promote(
         version = versions.get_version(s, name)
         if before is not None and before.id == version.id:
             return version
-        if version.base == ANCHOR_BASE:
-            raise DataError(f"{name} is processed audio for listening tests and no model; promote a version.")
+        if not version.is_model:
+            raise DataError(f"{name} is audio and no model that could sing; promote a version.")
         if version.status == VersionStatus.RETIRED and not force:
             raise DataError(f"Version {name} is retired; promote it with --force and a reason, or choose another.")
         used = _named(s, name, decision) if force else _standing(s, version, before, decision)
