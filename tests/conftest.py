@@ -13,7 +13,7 @@ import pytest
 os.environ.update(
     HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False",
     TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1", ACCELERATE_USE_CPU="1",
-    OMP_WAIT_POLICY="PASSIVE",
+    OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="1",  # sums in another order are other bits
 )  # fmt: skip
 for name in ("ATTUNE_HOME", "ATTUNE_DATABASE", "ATTUNE_STORE", "ATTUNE_SECRET"):
     os.environ.pop(name, None)

@@ -25,7 +25,7 @@ def test_every_contestant_begins_at_the_reference_and_reads_as_many_tokens(measu
     for one in measured.values():
         assert one["losses"][0] == pytest.approx(math.log(2), abs=1e-5)  # DPO's loss where policy and reference agree
         assert len(one["losses"]) == 3 and one["tokens_a_step"] == 2 * 2 * 13  # 10 frames, 3 delayed steps more
-        assert one["seconds_a_step"] > 0 and (one["peak_memory_mb"] or 1) > 0
+        assert one["seconds_a_step"] > 0
         assert one["tokens_per_second"] == pytest.approx(52 / one["seconds_a_step"])
 
 

@@ -176,7 +176,7 @@ def test_a_faulty_request_is_refused_in_a_sentence_and_asks_for_nothing(place: P
         place.submit("nightli")
     with pytest.raises(ConfigError, match="unknown key paus; did you mean pause"):
         place.submit(paus=1)
-    with pytest.raises(NotFoundError, match="There is no job x; the newest are (fake|brief)-"):
+    with pytest.raises(NotFoundError, match="There is no job x; the newest are (fake|brief|retried)-"):
         place.job("x")
     with pytest.raises(ConfigError, match="has 3 fields and a cron line needs 5"):
         status.add_schedule(place.settings, "fake", "0 3 *")

@@ -138,7 +138,9 @@ def test_the_base_is_loaded_once_and_what_open_arenas_need_is_loaded_before_the_
 ) -> None:
     ws, loads = place(sqlite_database), []
     load = MusicModel.load.__func__
-    monkeypatch.setattr(MusicModel, "load", classmethod(lambda cls, source: loads.append(source) or load(cls, source)))
+    monkeypatch.setattr(
+        MusicModel, "load", classmethod(lambda cls, source, **place: loads.append(source) or load(cls, source, **place))
+    )
     worker = Worker(ws, log=Diary())
     assert worker.preload() == tuple(sorted(VERSIONS))
     for text in ("calm piano", "bright flute", "slow organ"):
