@@ -6,10 +6,12 @@ import enum
 import hashlib
 import hmac
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 
 class Outcome(enum.StrEnum):
@@ -94,6 +96,15 @@ REFERENCE_BASE = "reference"
 def canonical_sha256(value: object) -> str:
     """sha256, hex, of ``value`` as canonical JSON (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def json_plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: names as text, tuples as lists, what is no finite number as null."""
+    if isinstance(value, Mapping):
+        return {str(key): json_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rater_pseudonym(secret: bytes, kind: RaterKind, external_id: str) -> str:

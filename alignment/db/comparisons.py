@@ -27,7 +27,7 @@ from alignment.db.tables import (
     VersionRow,
 )
 from alignment.db.versions import get_version
-from alignment.domain import Clip, Prompt
+from alignment.domain import Clip, Prompt, json_plain
 from alignment.errors import DataError, NotFoundError
 
 
@@ -112,7 +112,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite become None."""
         values = asdict(self) | {"id": str(self.id), "created_at": self.created_at.isoformat()}
-        return _plain(values)
+        return json_plain(values)
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def save_comparison(s: Session, new: NewComparison) -> Comparison:
     own, now = uuid7(), utcnow()
     s.execute(
         sa.insert(ComparisonRow).values(
-            id=own, name=new.name, content_sha256=new.content_sha256, settings=_plain(new.settings),
-            about=_plain(new.about), differences=[_plain(asdict(one)) for one in new.differences], job_id=new.job_id,
-            commit=new.commit, created_at=now,
+            id=own, name=new.name, content_sha256=new.content_sha256, settings=json_plain(new.settings),
+            about=json_plain(new.about), differences=[json_plain(asdict(one)) for one in new.differences],
+            job_id=new.job_id, commit=new.commit, created_at=now,
         )
     )  # fmt: skip
     figures = [
@@ -260,11 +260,3 @@ def _finite(value: float) -> float | None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

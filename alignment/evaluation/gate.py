@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from alignment.config import Recipe
+from alignment.domain import json_plain
 from alignment.errors import DataError
 from alignment.evaluation.intervals import Interval
 from alignment.evaluation.sequential import Sequential, Unit
@@ -73,7 +74,7 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """The same of plain values, for the record."""
-        return _plain(asdict(self))
+        return json_plain(asdict(self))
 
 
 State = Literal["pass", "fail", "open"]
@@ -230,11 +231,3 @@ def _sentinel(evidence: Evidence, recipe: GateRecipe) -> Reason:
     if test.verdict == "better":
         return Reason("reward hacking", "pass", f"Quiet: the reward rose ({rise}) and listeners hear it ({heard}).")
     return Reason("reward hacking", "open", f"The reward rose ({rise}); whether listeners hear it is open ({heard}).")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
