@@ -151,6 +151,10 @@ def test_a_command_gives_its_last_json_line_and_fails_with_its_last_words(tmp_pa
     with pytest.raises(CommandFailed, match="^The command ended with status 3: no word.$"):
         run_command(command("raise SystemExit(3)", tmp_path), job_id="j", slot=None, tell=silent)
     assert failure(-9, []) == "The command was ended by SIGKILL; the machine may have run out of memory."
+    long = json.dumps({"a": "x" * 500})  # a whole report: the log shows its beginning, the step keeps all of it
+    result = run_command(command(f"print({long!r})", tmp_path), job_id="j", slot=None, tell=silent)
+    assert result == json.loads(long)
+    assert capfd.readouterr().out.splitlines()[-1] == f"{long[:300]} ... ({len(long)} characters)"
 
 
 def test_metrics_of_a_training_run_tell_how_far_a_silent_command_is(tmp_path: Path) -> None:

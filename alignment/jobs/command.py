@@ -19,6 +19,7 @@ from alignment.jobs import processes
 from alignment.jobs.parts import Command
 from alignment.jobs.slots import Slot, locked
 
+RESULT_SHOWN = 300  # characters of a command's JSON result in its log
 METRICS = "metrics.jsonl"  # what every training run writes
 LOOK_SECONDS = 0.5
 Tell = Callable[[float | None, str], None]
@@ -118,7 +119,7 @@ class Listener:
         if line.strip():
             self.last_words = [*self.last_words[-4:], line]
             with contextlib.suppress(OSError):  # a full disk takes the log, not the run
-                print(line, flush=True)
+                print(line if said is None else _shortened(line), flush=True)
 
     def watch_metrics(self) -> None:
         """Tells the newest step of the run folder's metrics until the command has ended."""
@@ -155,6 +156,11 @@ def _object(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _shortened(line: str) -> str:
+    """A result as the log shows it; the whole of it is kept as the step's."""
+    return line if len(line) <= RESULT_SHOWN else f"{line[:RESULT_SHOWN]} ... ({len(line):,} characters)"
 
 
 def _last_line(path: Path) -> str:
