@@ -63,6 +63,15 @@ def test_votes_that_say_something_pass_and_the_same_votes_shuffled_do_not() -> N
     assert sum(refused) >= 5, "noise passes once in forty times, not more"
 
 
+def test_what_was_said_in_contests_is_neither_learnt_from_nor_asked_about() -> None:
+    ws, pairs = voted()
+    held = {f"prompt {n}" for n in range(10)}
+    mixed = [replace(one, split=Split.LEADERBOARD) if one.prompt_text in held else one for one in pairs]
+    alone = [one for one in pairs if one.prompt_text not in held]
+    found = trust(ws, mixed)
+    assert found.accuracy["preference"].n == len(alone) == 300 and found == trust(ws, alone)
+
+
 @pytest.mark.parametrize(("low", "passes"), [(0.5001, True), (0.5, False), (0.47, False)])
 def test_the_lower_bound_has_to_be_above_one_half(low: float, passes: bool) -> None:
     accuracy = {"preference": Interval(0.6, low, 0.7, 200), "quality": Interval(0.9, 0.8, 1.0, 9)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from alignment.circle.learn import NamedSnapshot
 from alignment.circle.workspace import Progress, Workspace, no_progress
 from alignment.config import RewardSettings
+from alignment.domain import Split
 from alignment.evaluation.intervals import Interval, clustered_share
 
 NOT_TRAINED = "not trained"
@@ -32,11 +33,12 @@ def measure_trust(
 ) -> Trust:
     """Train a reward model a fold, each time on the other prompts, and ask it about the votes left out.
 
-    All of the snapshot's votes take part: a single test split has too few to tell a weak signal from none."""
+    All of the snapshot's votes take part, since a single test split has too few to tell a weak signal from none; only
+    what was said in contests (the leaderboard's prompts) trains nothing, here neither."""
     from alignment.rewards.train import cross_validate
 
-    pairs = snapshot.frozen.pairs
-    ratings = snapshot.frozen.ratings
+    pairs = [pair for pair in snapshot.frozen.pairs if pair.split != Split.LEADERBOARD]
+    ratings = [one for one in snapshot.frozen.ratings if one.split != Split.LEADERBOARD]
     heard = [ref for pair in pairs for ref in (pair.a, pair.b)] + [one.clip for one in ratings]
     audio = ws.embed_audio([ref.audio_sha256 for ref in heard])
     text = ws.embed_text([one.prompt_text for one in (*pairs, *ratings)])
