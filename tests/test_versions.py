@@ -138,6 +138,23 @@ def test_workers_that_register_one_job_at_once_register_it_once(any_database, ma
     assert len(got) == 6 and len(set(got)) == 1 and counts(registry) == (2, 1)
 
 
+def test_workers_that_register_one_base_at_once_register_it_once(any_database, made: Registry):  # noqa: F811
+    start, got = threading.Barrier(6), []
+
+    def register(number: int) -> None:
+        start.wait()
+        got.append(register_base(any_database, name=name, base=str(made.source), base_sha256="a" * 64).id)
+
+    for name in [f"base-{number}" for number in range(8)]:
+        got.clear()
+        threads = [threading.Thread(target=register, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 6 and len(set(got)) == 1
+
+
 def test_the_same_content_under_its_name_is_the_same_version_without_a_second_run(fresh: Registry, made: Registry):
     before = counts(fresh)
     adapter = fresh.store.path_of(get(fresh, "v1").adapter_uri)

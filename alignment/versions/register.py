@@ -29,14 +29,20 @@ def register_base(
 
     ``licence`` defaults to what is known of the base: attune-tiny's, MusicGen's, or what its folder's card says."""
     licence = licence or licence_of_base(base)
-    with database.session() as s:
-        known = versions.find_version(s, name)
-        version = versions.add_version(
-            s, name=name, base=base, base_sha256=base_sha256, listening=listening, licence=licence
-        )
-        if known is None:
-            add_audit(s, actor="engine", action="version.register", subject=name, after=_content(version))
-        return version
+    about = {"name": name, "base": base, "base_sha256": base_sha256, "listening": listening, "licence": licence}
+    try:
+        with database.session() as s:
+            known = versions.find_version(s, name)
+            version = versions.add_version(s, **about)
+            if known is None:
+                add_audit(s, actor="engine", action="version.register", subject=name, after=_content(version))
+            return version
+    except DatabaseError:
+        # On PostgreSQL another worker may have registered the base while we wrote.
+        with database.session() as s:
+            if versions.find_version(s, name) is None:
+                raise
+            return versions.add_version(s, **about)
 
 
 def register_adapter(
@@ -88,8 +94,8 @@ def register_adapter(
             who = actor or (f"job:{job_id}" if job_id else "engine")
             add_audit(s, actor=who, action="version.register", subject=name, after=_content(version))
             return version
-    except DatabaseError:
-        # On PostgreSQL another worker may have registered the job's version while we wrote.
+    except (DatabaseError, DataError):
+        # On PostgreSQL another worker may have registered the job's version, or this name, between two of our reads.
         with database.session(write=False) as s:
             if (known := _of_job(s, job_id, name)) is not None:
                 return known
