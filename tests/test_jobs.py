@@ -105,7 +105,7 @@ def test_cancel_stops_a_stubborn_trainer_within_five_seconds_and_frees_the_gpu_s
     trainer = place.trainers(job_id)[0]
     job = place.job(job_id)
     assert job.state == "running" and job.steps[2].text.endswith("of 500")
-    text = place.until(lambda: [step.text for step in place.job(after).steps if step.name == "train"][0])
+    text = place.until(lambda: "".join(step.text for step in place.job(after).steps if step.name == "train"))
     assert text == "waits for the GPU slot"
     began = time.monotonic()
     status.cancel(place.settings, job_id, asked_by="test")
