@@ -28,9 +28,12 @@ ENVIRONMENT = {
     **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
     KINDS: "tests.jobs_fake:KINDS",
 }  # fmt: skip
-# A machine with more to do than it has cores is given as much more time.
-PATIENCE = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 CHAIN_12 = "d889d8bcd76e98f4"  # sha256, sixteen digits of it, twelve times over "start"
+
+
+def patience() -> float:
+    """How many times as long a machine may take that has more to do than it has cores."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Nursery:
@@ -76,9 +79,9 @@ class Forked:
         return self.nursery.ended.get(self.pid)
 
     def wait(self, seconds: float = 60.0) -> int:
-        end = time.monotonic() + seconds * PATIENCE
+        began = time.monotonic()
         while (status := self.poll()) is None:
-            assert time.monotonic() < end, "the worker does not end"
+            assert time.monotonic() - began < seconds * patience(), "the worker does not end"
             time.sleep(0.02)
         return status
 
@@ -149,9 +152,9 @@ class Place:
 
     def until(self, true: Callable[[], Any], *, seconds: float = 60.0) -> Any:
         """What ``true`` says as soon as it is true. Raises AssertionError with the workers' words after a while."""
-        end = time.monotonic() + seconds * PATIENCE
+        began = time.monotonic()
         while not (found := true()):
-            assert time.monotonic() < end, (self.home / "worker.log").read_text()[-3000:]
+            assert time.monotonic() - began < seconds * patience(), (self.home / "worker.log").read_text()[-3000:]
             time.sleep(0.05)
         return found
 
