@@ -1,4 +1,4 @@
-"""PPO's checkpoints: adapter, its mean so far, value head, both optimizers, the adapted price of KL, nothing of the base.
+"""PPO's checkpoints: adapter and its mean, value head, both optimizers, the adapted price of KL, nothing of the base.
 
 Everything that is drawn is a function of seed and step, so there is no random state to keep.
 """
