@@ -21,17 +21,20 @@ from alignment.errors import ModelError
 from alignment.music import memory
 
 if TYPE_CHECKING:
-    from transformers import MusicgenForConditionalGeneration
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
+
+    Hf = MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration
 
 TINY = Path(__file__).resolve().parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "README.md")  # nothing pickled
 TOKENIZERS = ("tokenizer.json", "spiece.model")
+MUSICGEN, MELODY = "musicgen", "musicgen_melody"  # transformers' names of the two architectures
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def read(source: str | Path) -> tuple[MusicgenForConditionalGeneration, Any, str]:
+def read(source: str | Path) -> tuple[Hf, Any, str]:
     """(model in float32, tokenizer, short name). Raises ModelError."""
     if str(source) == "tiny":
         if not (TINY / "config.json").is_file():
@@ -106,10 +109,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def require_supported(hf: Any, source: str) -> None:
-    """Raise ModelError unless ``hf`` is a mono or stereo MusicGen whose parts fit together."""
-    from transformers import MusicgenForConditionalGeneration
+    """Raise ModelError unless ``hf`` is a mono or stereo MusicGen, of a melody or not, whose parts fit together."""
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
-    if not isinstance(hf, MusicgenForConditionalGeneration):
+    if not isinstance(hf, MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration):
         raise ModelError(f"{source}: is a {type(hf).__name__}; needs a MusicgenForConditionalGeneration.")
     decoder, codec = hf.config.decoder, hf.config.audio_encoder
     channels, books = decoder.audio_channels, decoder.num_codebooks
@@ -129,7 +132,12 @@ def require_supported(hf: Any, source: str) -> None:
         raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {books // channels} codebooks.")
 
 
-def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
+def melody_frames(hf: Hf) -> int:
+    """How many places a melody takes ahead of the prompt; 0 of a checkpoint that hears none."""
+    return int(hf.config.chroma_length) if hf.config.model_type == MELODY else 0
+
+
+def bandwidth_kbps(hf: Hf) -> float:
     """The codec bandwidth whose number of codebooks is the decoder's for one channel; the nearest above it, or 0
     without one."""
     quantizer, decoder = hf.audio_encoder.quantizer, hf.config.decoder
@@ -139,8 +147,8 @@ def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
     return 0.0
 
 
-def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
-    _check_config(folder)
+def _from_folder(folder: Path) -> tuple[Hf, Any]:
+    kind = _checked_kind(folder)
     _check_weights(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         # transformers would make up a tokenizer of its own.
@@ -148,7 +156,7 @@ def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
     size = 4 * sum(_numbers(path) for path in folder.glob("*.safetensors"))
     memory.require_room(size, device="cpu", what=f"{folder}: reading it in float32")
     try:
-        return _load(str(folder))
+        return _load(str(folder), kind)
     except ModelError:
         raise
     # transformers raises many kinds for a checkpoint whose parts disagree; all mean the same to the reader.
@@ -157,12 +165,17 @@ def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
         raise ModelError(f"{folder}: cannot be loaded as a MusicGen ({reason}); fetch or save it again.") from error
 
 
-def _load(source: str) -> tuple[MusicgenForConditionalGeneration, Any]:
+def _load(source: str, kind: str) -> tuple[Hf, Any]:
     import torch
-    from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+    from transformers import (
+        AutoTokenizer,
+        MusicgenForConditionalGeneration,
+        MusicgenMelodyForConditionalGeneration,
+    )
 
     with quiet():
-        hf, info = MusicgenForConditionalGeneration.from_pretrained(
+        held = MusicgenMelodyForConditionalGeneration if kind == MELODY else MusicgenForConditionalGeneration
+        hf, info = held.from_pretrained(
             source,
             local_files_only=True,
             use_safetensors=True,
@@ -196,7 +209,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_config(folder: Path) -> None:
+def _checked_kind(folder: Path) -> str:
+    """Which of the two architectures config.json names. Raises ModelError for anything else."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -205,13 +219,9 @@ def _check_config(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({line_of(error)}); fetch the model again.") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind == "musicgen_melody":
-        raise ModelError(
-            f"{folder}: is a melody model (musicgen_melody), not a MusicGen for text: it reads its prompt before the "
-            "clip, a path that Attune does not have; take facebook/musicgen-medium, of the same size, or -large."
-        )
-    if kind != "musicgen":
+    if kind not in (MUSICGEN, MELODY):
         raise ModelError(f"{folder}: is a {kind or 'model of no known type'}, not a MusicGen; give a MusicGen folder.")
+    return kind
 
 
 def _check_weights(folder: Path) -> None:
