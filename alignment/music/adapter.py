@@ -74,11 +74,14 @@ def add(hf: nn.Module, lora: LoraSettings, *, seed: int, base_name: str) -> Peft
 
 def _groups_there(hf: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
     """Those of the groups that the decoder has. Raises ModelError when it has none of them."""
-    if hf.config.model_type != MELODY or (found := tuple(group for group in wanted if group != "cross_attention")):
-        return tuple(wanted) if hf.config.model_type != MELODY else found
+    if hf.config.model_type != MELODY:
+        return tuple(wanted)
+    there = [group for group in MODULES if group != "cross_attention"]
+    if found := tuple(group for group in wanted if group in there):
+        return found
     raise ModelError(
         "lora.target_modules is [cross_attention], and a melody checkpoint's decoder has no cross-attention: it reads "
-        f"its prompt ahead of the clip. Give some of {', '.join(group for group in MODULES if group != 'cross_attention')}."
+        f"its prompt ahead of the clip. Give some of {', '.join(there)}."
     )
 
 

@@ -110,14 +110,19 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 def require_supported(hf: Any, source: str) -> None:
     """Raise ModelError unless ``hf`` is a mono or stereo MusicGen, of a melody or not, whose parts fit together."""
-    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
-
-    if not isinstance(hf, MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration):
+    if not isinstance(hf, (architecture(MUSICGEN), architecture(MELODY))):
         raise ModelError(f"{source}: is a {type(hf).__name__}; needs a MusicgenForConditionalGeneration.")
     decoder, codec = hf.config.decoder, hf.config.audio_encoder
     channels, books = decoder.audio_channels, decoder.num_codebooks
     if channels not in (1, 2) or books % channels:
         raise ModelError(f"{source}: has {channels} channels with {books} codebooks; needs 1, or 2 that share them.")
+    if hf.config.model_type == MELODY:
+        frames, classes = hf.config.chroma_length, hf.config.num_chroma
+        if min(frames, classes) < 1 or classes == decoder.hidden_size:
+            raise ModelError(
+                f"{source}: a melody has {frames} frames of {classes} pitch classes (chroma_length, num_chroma); needs "
+                "at least 1 of each, fewer classes than the decoder is wide, and the published ones have 235 of 12."
+            )
     if codec.audio_channels != 1 or codec.normalize:
         raise ModelError(
             f"{source}: its codec has {codec.audio_channels} channels (normalize: {codec.normalize}); MusicGen's has "
@@ -165,17 +170,19 @@ def _from_folder(folder: Path) -> tuple[Hf, Any]:
         raise ModelError(f"{folder}: cannot be loaded as a MusicGen ({reason}); fetch or save it again.") from error
 
 
+def architecture(kind: str) -> type[Hf]:
+    """transformers' class of MUSICGEN or MELODY."""
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
+
+    return MusicgenMelodyForConditionalGeneration if kind == MELODY else MusicgenForConditionalGeneration
+
+
 def _load(source: str, kind: str) -> tuple[Hf, Any]:
     import torch
-    from transformers import (
-        AutoTokenizer,
-        MusicgenForConditionalGeneration,
-        MusicgenMelodyForConditionalGeneration,
-    )
+    from transformers import AutoTokenizer
 
     with quiet():
-        held = MusicgenMelodyForConditionalGeneration if kind == MELODY else MusicgenForConditionalGeneration
-        hf, info = held.from_pretrained(
+        hf, info = architecture(kind).from_pretrained(
             source,
             local_files_only=True,
             use_safetensors=True,

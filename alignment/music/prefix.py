@@ -32,8 +32,7 @@ def null_melody(model: MusicModel) -> Tensor:
     """(C, D): what a melody checkpoint hears ahead of a prompt without a melody."""
     first = torch.zeros(model.melody_frames, model.hf.config.num_chroma, dtype=model.dtype, device=model.device)
     first[:, 0] = 1
-    projection = getattr(model.hf, "audio_enc_to_dec_proj", None)
-    return first if projection is None else projection(first).detach()
+    return model.hf.audio_enc_to_dec_proj(first).detach()
 
 
 def forced_logits(model: MusicModel, read: Tensor, text: TextBatch) -> Tensor:
