@@ -33,12 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_music(tmp_path_factory.mktemp("melody"), melody_frames=7)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_dpo_lowers_its_loss_on_four_pairs_and_moves_the_adapter_alone(tmp_path: Path, checkpointing: bool):
+def test_dpo_lowers_its_loss_on_four_pairs_and_moves_the_adapter_alone(tmp_path: Path):
     model = make_tiny_melody()
     chosen = DpoSettings(
         learning_rate=5e-3, num_train_epochs=8, per_device_train_batch_size=4, warmup_ratio=0.0,
-        gradient_checkpointing=checkpointing, lora=LoraSettings(r=4),
+        gradient_checkpointing=True, lora=LoraSettings(r=4),
     )  # fmt: skip
     result = train_dpo(model, random_examples(model, PROMPTS), chosen, tmp_path)
     losses = [entry["loss"] for entry in result.history]
@@ -47,6 +46,14 @@ def test_dpo_lowers_its_loss_on_four_pairs_and_moves_the_adapter_alone(tmp_path:
     assert model.checksum() == model.base_sha256
     trained = load_file(result.adapter_dir / "adapter_model.safetensors")
     assert trained and all(bool(value.any()) for name, value in trained.items() if "lora_B" in name)
+
+
+def test_in_half_precision_sampler_and_scores_still_agree(folder: Path):
+    model, generation = MusicModel.load(folder, dtype=torch.bfloat16), GenerationConfig(guidance=3.0, clip_seconds=0.5)
+    assert model.base_sha256 == MusicModel.load(folder).base_sha256
+    rollout = sample(model, PROMPTS, generation=generation, seeds=range(4))
+    scored = model.logprobs(rollout.codes, encode_prompts(model, PROMPTS), generation=generation)
+    assert (rollout.logprobs.exp() - scored.exp()).abs().mean() < 0.02
 
 
 def test_checkpointing_gives_the_same_gradients():
