@@ -108,7 +108,6 @@ def test_a_melody_checkpoint_is_added_for_its_text_alone_sings_and_says_so(home:
         )
     )  # fmt: skip
     assert len(sung["clips"]) == 2
-    assert "export-audiocraft" not in said
 
 
 def test_a_model_that_moved_is_found_again_and_other_weights_are_refused(
