@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import nn
@@ -27,6 +30,19 @@ STEREO = {
     "interleave_stereo_codebooks": {"use": True},
     "channels": 2,
 }
+# What the published melody models change: config/conditioner/chroma2music of audiocraft 1.3.0.
+MELODY = {
+    "fuser": {"cross": [], "prepend": ["self_wav", "description"]},
+    "conditioners": {
+        "self_wav": {
+            "model": "chroma_stem",
+            "chroma_stem": {
+                "sample_rate": "${sample_rate}", "n_chroma": 12, "radix2_exp": 14, "argmax": True,
+                "match_len_on_eval": False, "eval_wavs": None, "n_eval_wavs": 100, "cache_path": None,
+            },
+        }
+    },
+}  # fmt: skip
 
 
 def make_text_encoder(folder: Path) -> Path:
@@ -57,11 +73,54 @@ def known_to_audiocraft(name: str) -> Iterator[None]:
         del conditioner.MODELS_DIMS[name]
 
 
-def lm_config(text_encoder: Path | str, *, stereo: bool = False, **changes: Any) -> Any:
+class Spectrogram(nn.Module):
+    """torchaudio's, as audiocraft's chroma asks for it, by torch.stft: the same buffer, the same frames."""
+
+    def __init__(self, *, n_fft: int, win_length: int, hop_length: int, power: float, **others: Any) -> None:
+        super().__init__()
+        assert power == 2 and others == {"center": True, "pad": 0, "normalized": True}
+        self.shape = {"n_fft": n_fft, "win_length": win_length, "hop_length": hop_length}
+        self.register_buffer("window", torch.hann_window(win_length))
+
+    def forward(self, wav: torch.Tensor) -> torch.Tensor:
+        found = torch.stft(wav.flatten(0, -2), **self.shape, window=self.window, return_complex=True)
+        return found.abs().square().unflatten(0, wav.shape[:-1]) / self.window.square().sum()
+
+
+@contextmanager
+def hears_melodies() -> Iterator[None]:
+    """Inside, audiocraft's own ChromaStemConditioner can be built, though what only a real melody needs is not here."""
+    chroma = import_audiocraft("audiocraft.modules.chroma")
+    separator = types.ModuleType("demucs")
+    stems = nn.Module()
+    stems.sources = ["drums", "bass", "other", "vocals"]
+    separator.pretrained = types.SimpleNamespace(get_model=lambda name: stems)
+    before = chroma.filters, chroma.torchaudio
+    generator = np.random.default_rng(0)
+    chroma.filters = types.SimpleNamespace(  # of silence any filter hears nothing
+        chroma=lambda *, n_fft, n_chroma, **_: generator.random((n_chroma, n_fft // 2 + 1), dtype=np.float32)
+    )
+    chroma.torchaudio = types.SimpleNamespace(transforms=types.SimpleNamespace(Spectrogram=Spectrogram))
+    sys.modules["demucs"] = separator
+    try:
+        yield
+    finally:
+        del sys.modules["demucs"]
+        chroma.filters, chroma.torchaudio = before
+
+
+def as_loaded(lm: nn.Module) -> nn.Module:
+    """What audiocraft's ``MusicGen.get_pretrained`` sets of a melody checkpoint after loading it."""
+    conditioner = lm.condition_provider.conditioners["self_wav"]
+    conditioner.match_len_on_eval, conditioner._use_masking = True, False
+    return lm
+
+
+def lm_config(text_encoder: Path | str, *, stereo: bool = False, melody: bool = False, **changes: Any) -> Any:
     """audiocraft's config of a small MusicGen."""
     config = OmegaConf.load(CONFIGS / "musicgen.yaml")
     own = {"transformer_lm": SMALL_LM, "conditioners": {"description": {"t5": {"name": str(text_encoder)}}}}
-    return OmegaConf.merge(config, own, STEREO if stereo else {}, changes)
+    return OmegaConf.merge(config, own, STEREO if stereo else {}, MELODY if melody else {}, changes)
 
 
 def codec_config(**changes: Any) -> Any:

@@ -11,6 +11,9 @@ from transformers import (
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyConfig,
+    MusicgenMelodyDecoderConfig,
+    MusicgenMelodyForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
 )
@@ -44,8 +47,10 @@ def make_hf(
     codebook_size: int = 64,
     dropout: float = 0.1,
     channels: int = 1,
-) -> MusicgenForConditionalGeneration:
-    """A random MusicGen at 16 kHz, 50 frames a second, 4 codebooks a channel; its dropout is on in the config."""
+    melody_frames: int = 0,
+) -> MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration:
+    """A random MusicGen at 16 kHz, 50 frames a second, 4 codebooks a channel; its dropout is on in the config. With
+    ``melody_frames`` a melody checkpoint, of which that many stand ahead of a prompt."""
     bits = codebook_size.bit_length() - 1
     text = T5Config(
         vocab_size=64, d_model=text_width, d_kv=8, d_ff=48, num_layers=2, num_heads=3, pad_token_id=0, eos_token_id=1
@@ -55,14 +60,22 @@ def make_hf(
         upsampling_ratios=[8, 5, 4, 2], codebook_size=codebook_size, target_bandwidths=[50 * 4 * bits / 1000],
         normalize=False, chunk_length_s=None, overlap=None,
     )  # fmt: skip
-    decoder = MusicgenDecoderConfig(
+    kind = MusicgenMelodyDecoderConfig if melody_frames else MusicgenDecoderConfig
+    decoder = kind(
         vocab_size=codebook_size, num_codebooks=4 * channels, audio_channels=channels, hidden_size=width,
         num_hidden_layers=layers, ffn_dim=4 * width, num_attention_heads=heads, max_position_embeddings=512,
         pad_token_id=codebook_size, bos_token_id=codebook_size, dropout=dropout, activation_function="gelu",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = MusicgenForConditionalGeneration(MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder))
+        parts = {"text_encoder": text, "audio_encoder": codec, "decoder": decoder}
+        if melody_frames:
+            config = MusicgenMelodyConfig(**parts, num_chroma=12, chroma_length=melody_frames)
+            hf = MusicgenMelodyForConditionalGeneration(config)
+            hf.audio_enc_to_dec_proj.weight.data.normal_(std=0.7)
+            hf.audio_enc_to_dec_proj.bias.data.normal_(std=0.3)
+        else:
+            hf = MusicgenForConditionalGeneration(MusicgenConfig(**parts))
         with torch.no_grad():
             for name, parameter in hf.decoder.named_parameters():
                 # Library defaults are so small that every distribution is nearly flat and tests see nothing.
@@ -83,10 +96,15 @@ def make_tiny_music(seed: int = 0, **shapes: int) -> MusicModel:
     return MusicModel(make_hf(seed, **shapes), make_tokenizer(), source=f"random-{seed}")
 
 
-def save_tiny_music(folder: str | Path, seed: int = 0) -> Path:
+def make_tiny_melody(seed: int = 0, **shapes: int) -> MusicModel:
+    """The same as a melody checkpoint, 7 places of no melody ahead of its prompts."""
+    return make_tiny_music(seed, **{"melody_frames": 7} | shapes)
+
+
+def save_tiny_music(folder: str | Path, seed: int = 0, **shapes: int) -> Path:
     """Save such a model in the standard layout, and return the folder; it loads back with the same checksum."""
     folder = Path(folder)
-    make_hf(seed).save_pretrained(folder)
+    make_hf(seed, **shapes).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -206,7 +206,7 @@ FAULTS = {
     "unknown key": (lambda p: p["best_state"].update(bias=torch.zeros(1)), "bias, which no MusicGen"),
     "melody": (
         lambda p: p["best_state"].update({"condition_provider.conditioners.self_wav.output_proj.bias": torch.zeros(1)}),
-        "self_wav",
+        "audio_enc_to_dec_proj.bias, for which its own config has no place",
     ),
     "lost key": (lambda p: p["best_state"].pop("emb.0.weight"), "lacks 1 tensors, first decoder.model.decoder.embed"),
     "wrong shape": (

@@ -7,14 +7,15 @@ from functools import lru_cache
 
 import pytest
 import torch
-from transformers import MusicgenForConditionalGeneration
+from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
 from alignment.config import DpoSettings, LoraSettings
 from alignment.errors import ModelError
 from alignment.music import checkpoint, memory
 from alignment.music.memory import GIB, Shape
+from alignment.music.model import MusicModel
 from alignment.music.published import PUBLISHED, published_config
-from tests.music_support import make_tiny_music
+from tests.music_support import make_tiny_melody, make_tiny_music
 
 MIB = 2**20
 
@@ -26,13 +27,15 @@ def shape() -> Callable[[str], Shape]:
 
 
 # 300M, 1.5B and 3.3B in the paper, which leaves embeddings and heads out.
-@pytest.mark.parametrize(("name", "millions"), [("small", 420), ("stereo-medium", 1863), ("large", 3255)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("small", 420), ("stereo-medium", 1863), ("large", 3255), ("melody", 1384)]
+)
 def test_a_published_checkpoints_parameters_are_counted_to_the_last(
     shape: Callable[[str], Shape], name: str, millions: int
 ):
     config = published_config(f"facebook/musicgen-{name}")
     with torch.device("meta"), checkpoint.quiet():
-        hf = MusicgenForConditionalGeneration(config)
+        hf = (MusicgenMelodyForConditionalGeneration if "melody" in name else MusicgenForConditionalGeneration)(config)
     checkpoint.require_supported(hf, name)
     counted = sum(p.numel() for p in hf.decoder.parameters())
     assert shape(name).decoder_parameters == counted and round(counted / 1e6) == millions
@@ -42,8 +45,9 @@ def test_every_published_text_to_music_checkpoint_is_known():
     assert len(PUBLISHED) == 10 and sum(not one.melody for one in PUBLISHED.values()) == 6
 
 
-def test_an_adapters_parameters_are_counted_to_the_last():
-    model = make_tiny_music()
+@pytest.mark.parametrize("make", [make_tiny_music, make_tiny_melody])
+def test_an_adapters_parameters_are_counted_to_the_last(make: Callable[[], MusicModel]):
+    model = make()
     for groups in (("self_attention",), ("self_attention", "cross_attention", "feed_forward", "heads")):
         lora = LoraSettings(r=3, target_modules=groups)
         model.add_adapter(lora)
@@ -57,6 +61,17 @@ def test_the_cache_of_a_thirty_second_clip_has_its_known_size(shape: Callable[[s
     # 2 (keys and values) * layers * width * 2 bytes * 1503 steps
     found = shape(name)
     assert memory.cache_bytes(found, found.steps(30.0), torch.bfloat16) / MIB == pytest.approx(mib, abs=0.6)
+
+
+def test_what_stands_ahead_of_a_melody_checkpoints_clips_takes_memory_too(shape: Callable[[str], Shape]):
+    melody, plain = shape("melody"), shape("medium")
+    sung = {"clips": 2, "seconds": 10.0, "dtype": torch.float32}
+    # 503 steps behind 235 places and 20 tokens, in both halves of guidance; its codec is held back by few clips.
+    found = memory.generation(melody, guidance=3.0, text_tokens=20, **sung).parts["cache"]
+    assert found == int(1.25 * 2 * 48 * 1536 * 4 * 2 * 2 * (235 + 20 + 503))
+    lora = LoraSettings(target_modules=("self_attention",))
+    longer = memory.training(melody, lora=lora, **sung).parts["activations"]
+    assert longer / memory.training(plain, lora=lora, **sung).parts["activations"] == pytest.approx((503 + 267) / 503)
 
 
 def test_the_codec_takes_fewer_clips_at_once_the_longer_they_are():

@@ -26,6 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_music(folder / "own" / "one", seed=0)
     make_hf(1, channels=2).save_pretrained(folder / "own" / "two")
     make_tokenizer().save_pretrained(folder / "own" / "two")
+    save_tiny_music(folder / "own" / "melody", seed=2, melody_frames=7)
     (folder / "own" / "one" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     return folder
 
@@ -92,6 +93,23 @@ def test_a_model_is_added_by_name_sings_and_is_listed(home: Path, run: Callable[
     assert "mine" in listed and "own/two" in listed and "here" in listed
 
 
+def test_a_melody_checkpoint_is_added_for_its_text_alone_sings_and_says_so(home: Path, run: Callable[..., str]):
+    said = run("models", "add", "tune", "own/melody", "--home", home)
+    assert "text only: nothing is conditioned on a melody" in said and "Next: attune generate" in said
+    assert last_json(run("models", "add", "tune", "own/melody", "--home", home, "--json"))["text_only"] is True
+    assert "text only" not in run("models", "add", "plain", "own/one", "--home", home)
+    listed = run("models", "list", "--home", home).splitlines()
+    assert [("text only" in line) for line in listed if "own/" in line] == ["own/melody" in line for line in listed
+                                                                            if "own/" in line]  # fmt: skip
+    sung = last_json(
+        run(
+            "generate", "--version", "tune", "--prompt", "calm piano", "--seconds", "0.5", "--per-prompt", "2",
+            "--device", "cpu", "--home", home, "--json",
+        )
+    )  # fmt: skip
+    assert len(sung["clips"]) == 2
+
+
 def test_a_model_that_moved_is_found_again_and_other_weights_are_refused(
     home: Path, models: Path, tmp_path: Path, run: Callable[..., str], refused: Callable[..., str]
 ):
@@ -123,7 +141,7 @@ def test_what_is_no_usable_model_is_refused_in_a_sentence(
     assert "decoder.lm_heads.0.weight holds values that are not numbers" in add(broken)
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "musicgen_melody"}))
-    assert "melody model" in add(broken)
+    assert "lack 2 tensors, first audio_enc_to_dec_proj.bias" in add(broken)
     assert refused("models", "add", "../x", "own/one", "--home", home)
     with sqlite3.connect(home / "attune.db") as connection:
         assert connection.execute("select count(*) from version").fetchone() == (0,)

@@ -12,7 +12,7 @@ from alignment.music.model import MusicModel
 from alignment.music.sampler import Request, _uniforms, sample, sample_queue
 from alignment.music.slots import Slots
 from alignment.music.text import encode_prompts
-from tests.music_support import make_tiny_music, randomise_adapter
+from tests.music_support import make_tiny_melody, make_tiny_music, randomise_adapter
 from tests.test_music_queue import REQUESTS
 from tests.test_music_sampler import PROMPTS, generate_codes
 
@@ -40,6 +40,15 @@ def test_replayed_greedy_codes_are_those_of_transformers_generate(adapter: bool,
     here.text_cache.clear()
     greedy = GenerationConfig(top_k=1, guidance=guidance, clip_seconds=0.5)
     assert torch.equal(sample(here, PROMPTS, generation=greedy, seeds=[0, 1, 2]).codes, theirs.cpu())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_replayed_greedy_codes_of_a_melody_checkpoint_are_those_of_transformers_generate(guidance: float) -> None:
+    here = make_tiny_melody()
+    theirs = [generate_codes(here, [prompt], 25, guidance) for prompt in PROMPTS]  # on the CPU, each alone
+    here.hf.to("cuda")
+    greedy = GenerationConfig(top_k=1, guidance=guidance, clip_seconds=0.5)
+    assert torch.equal(sample(here, PROMPTS, generation=greedy, seeds=[0, 1, 2]).codes, torch.cat(theirs).cpu())
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])

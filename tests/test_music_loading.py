@@ -84,12 +84,27 @@ def test_a_config_that_is_not_json_is_refused(copy: Path):
     assert "cannot be read" in refusal(copy)
 
 
-@pytest.mark.parametrize("kind", ["t5", "musicgen_melody", None])
+@pytest.mark.parametrize("kind", ["t5", "musicgen_style", None])
 def test_another_kind_of_model_is_refused_by_name(copy: Path, kind: str | None):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": kind}))
     message = refusal(copy)
     assert "not a MusicGen" in message and (kind or "no known type") in message
+
+
+def test_a_musicgen_that_calls_itself_a_melody_checkpoint_is_refused_and_the_other_way_round(
+    copy: Path, tmp_path: Path
+):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"model_type": "musicgen_melody"}))
+    assert "lack 2 tensors, first audio_enc_to_dec_proj.bias" in refusal(copy)
+    other = save_tiny_music(tmp_path / "melody", melody_frames=7)
+    assert MusicModel.load(other).melody_frames == 7
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"chroma_length": 0}))
+    assert "0 frames of 12 pitch classes" in refusal(other)
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "musicgen"}))
+    assert "encoder_attn" in refusal(other)
 
 
 def test_missing_weights_are_named(copy: Path):

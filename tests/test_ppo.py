@@ -128,7 +128,7 @@ def test_the_states_are_what_the_heads_read_before_each_step(tmp_path: Path) -> 
     with torch.no_grad(), decoder_states(model) as changed:
         model.logits(other, text)
     assert torch.equal(changed[0][:, :7], states[0][:, :7]) and not torch.equal(changed[0][:, 7], states[0][:, 7])
-    assert not model.hf.decoder.model.decoder.layer_norm._forward_hooks
+    assert not model.hf.decoder.lm_heads[0]._forward_pre_hooks
 
 
 def test_the_value_head_learns_and_sends_no_gradient_into_the_decoder(tmp_path: Path) -> None:

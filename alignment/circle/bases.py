@@ -33,6 +33,7 @@ class BaseFacts:
     codebooks: int | None = None
     channels: int | None = None
     sample_rate_hz: int | None = None
+    text_only: bool = False  # it would take a melody too, and nothing is conditioned on one
 
 
 def add_base(ws: Workspace, name: str, source: str, *, licence: str | None = None, actor: str) -> Version:
@@ -87,6 +88,7 @@ def facts_of(source: str) -> BaseFacts:
             decoder.get("num_codebooks"),
             decoder.get("audio_channels", 1),
             codec.get("sampling_rate"),
+            config.get("model_type") == checkpoint.MELODY,
         )
     except (OSError, ValueError, KeyError, TypeError, ModelError):
         return BaseFacts(f"missing: config.json of {folder} cannot be read")

@@ -14,6 +14,8 @@ Licence = Annotated[
     str | None, typer.Option(help="Its licence, such as cc-by-nc-4.0; default: what its card says.", show_default=False)
 ]
 
+TEXT_ONLY = "A melody checkpoint, text only: nothing is conditioned on a melody.\n"
+
 
 @app.callback()
 def _models() -> None:
@@ -33,7 +35,8 @@ def add(
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a MusicGen under a name, ready to sing and to be trained from; or tell where it has moved."""
+    """Register a MusicGen under a name, ready to sing and to be trained from; or tell where it has moved. Of a melody
+    checkpoint the text is taken, not the melody."""
     from dataclasses import asdict
 
     from alignment.circle.bases import add_base, facts_of
@@ -46,6 +49,7 @@ def add(
         {"name": name, "base": version.base, "base_sha256": version.base_sha256, "licence": version.licence,
          **asdict(facts)},
         f"{name}: {_sizes(facts)}; sha256 {version.base_sha256[:12]}, licence {version.licence or 'not known'}\n"
+        f"{TEXT_ONLY if facts.text_only else ''}"
         f"Next: attune generate --version {name} --prompt TEXT",
         as_json,
     )  # fmt: skip
@@ -66,7 +70,11 @@ def list_all(home: Home = None, database: DatabaseUrl = None, as_json: AsJson = 
             {"name": version.name, "from": version.base, "sha256": version.base_sha256[:12],
              "licence": version.licence} | asdict(facts)
         )  # fmt: skip
-    shown = [row | {"model": _counted(row["parameters"]), "books": row["codebooks"]} for row in rows]
+    shown = [
+        row | {"model": _counted(row["parameters"]), "books": row["codebooks"],
+               "state": row["state"] + (", text only" if row["text_only"] else "")}
+        for row in rows
+    ]  # fmt: skip
     columns = ["name", "from", "model", "books", "channels", "sample_rate_hz", "licence", "sha256", "state"]
     none = "No models yet; `attune models add NAME FOLDER_OR_HUB_NAME` registers one."
     emit(rows, table(shown, columns) if shown else none, as_json)
@@ -98,6 +106,7 @@ def import_audiocraft(
         done,
         f"{folder}: {_counted(done['parameters'])} parameters, {done['codebooks']} codebooks, "
         f"{'stereo' if done['channels'] == 2 else 'mono'}, {done['sample_rate_hz']} Hz\n"
+        f"{TEXT_ONLY if done['text_only'] else ''}"
         f"Next: attune models add NAME {folder}",
         as_json,
     )

@@ -93,17 +93,17 @@ def _use(facts: CardFacts) -> Iterator[str]:
     yield "## Use"
     yield ""
     yield "```python"
-    yield "from transformers import AutoTokenizer, MusicgenForConditionalGeneration"
+    yield "from transformers import AutoModelForTextToWaveform, AutoTokenizer"
     if facts.form == "adapter":
         yield "from peft import PeftModel"
         yield ""
         yield f'base = "FOLDER OR HUB ID"  # {base_name(version["base"])}, its weights {version["base_sha256"][:12]}'
-        yield "model = MusicgenForConditionalGeneration.from_pretrained(base)"
+        yield "model = AutoModelForTextToWaveform.from_pretrained(base)"
         yield 'model = PeftModel.from_pretrained(model, "THIS FOLDER")'
         yield "tokenizer = AutoTokenizer.from_pretrained(base)"
     else:
         yield ""
-        yield 'model = MusicgenForConditionalGeneration.from_pretrained("THIS FOLDER")'
+        yield 'model = AutoModelForTextToWaveform.from_pretrained("THIS FOLDER")'
         yield 'tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")'
     yield 'audio = model.generate(**tokenizer(["a slow waltz"], return_tensors="pt"))  # (1, channels, samples)'
     yield "```"

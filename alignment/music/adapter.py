@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from alignment.config import LoraSettings
 from alignment.errors import ModelError
+from alignment.music.checkpoint import MELODY
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -53,7 +55,7 @@ def add(hf: nn.Module, lora: LoraSettings, *, seed: int, base_name: str) -> Peft
     """A PeftModel around ``hf`` with a fresh float32 adapter drawn from ``seed``, which changes nothing yet."""
     from peft import PeftModel
 
-    groups = tuple(lora.target_modules)
+    groups = _groups_there(hf, lora.target_modules)
     values: dict[str, Any] = {"target_modules": target_pattern(groups)}
     if lora.kind == "lora":
         values |= {"r": lora.r, "lora_alpha": lora.lora_alpha, "bias": "none"}
@@ -68,6 +70,19 @@ def add(hf: nn.Module, lora: LoraSettings, *, seed: int, base_name: str) -> Peft
         torch.manual_seed(seed)
         model = PeftModel(hf, config)
     return _settle(model)
+
+
+def _groups_there(hf: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Those of the groups that the decoder has. Raises ModelError when it has none of them."""
+    if hf.config.model_type != MELODY:
+        return tuple(wanted)
+    there = [group for group in MODULES if group != "cross_attention"]
+    if found := tuple(group for group in wanted if group in there):
+        return found
+    raise ModelError(
+        "lora.target_modules is [cross_attention], and a melody checkpoint's decoder has no cross-attention: it reads "
+        f"its prompt ahead of the clip. Give some of {', '.join(there)}."
+    )
 
 
 def save(model: PeftModel, folder: Path, *, base_sha256: str) -> None:

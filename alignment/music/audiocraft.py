@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from alignment.errors import ModelError
 from alignment.music.adapter import base_tensors, effective_weight
 from alignment.music.audiocraft_import import import_audiocraft
+from alignment.music.audiocraft_melody import NAME as MELODY
+from alignment.music.audiocraft_melody import PROJECTION as MELODY_PROJECTION
 from alignment.music.model import MusicModel
 from alignment.music.text import TextBatch
 
@@ -25,6 +27,7 @@ LAYER_NAMES = {
 }
 ATTENTIONS = {"self_attn": "self_attn", "cross_attention": "encoder_attn"}
 PROJECTION = "condition_provider.conditioners.description.output_proj"
+PROJECTIONS = {"enc_to_dec_proj": PROJECTION, "audio_enc_to_dec_proj": MELODY_PROJECTION}
 
 
 def delay_pattern(codebooks: int, frames: int, *, channels: int = 1) -> Any:
@@ -41,10 +44,11 @@ def to_audiocraft(model: MusicModel) -> nn.Module:
     """audiocraft's LMModel with the base's weights. It hears text through ``condition_tensors`` only."""
     lm, conditioners = import_audiocraft(), import_audiocraft("audiocraft.modules.conditioners")
     config = model.hf.config.decoder
+    heard = {"prepend": [MELODY, "description"]} if model.melody_frames else {"cross": ["description"]}
     native = lm.LMModel(
         _provider(model.codebooks, model.channels),
         conditioners.ConditioningProvider({}),
-        conditioners.ConditionFuser({"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []}),
+        conditioners.ConditionFuser({"cross": [], "sum": [], "prepend": [], "input_interpolate": []} | heard),
         n_q=model.codebooks,
         card=model.codebook_size,
         dim=model.width,
@@ -57,14 +61,15 @@ def to_audiocraft(model: MusicModel) -> nn.Module:
         bias_attn=False,
         causal=True,
         custom=True,
-        cross_attention=True,
+        cross_attention=not model.melody_frames,
         activation=config.activation_function,
         num_layers=config.num_hidden_layers,
         dropout=0.0,
         positional_embedding="sin",
     )
     state = to_audiocraft_state(base_tensors(model.hf))
-    native.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(PROJECTION)})
+    projections = tuple(PROJECTIONS.values())
+    native.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(projections)})
     return native.eval().to(model.device)
 
 
@@ -87,13 +92,16 @@ def from_audiocraft(native: nn.Module, model: MusicModel) -> None:
     model.base_sha256 = model.checksum()
 
 
-def compute_logits(native: nn.Module, codes: Tensor, text: TextBatch) -> Tensor:
-    """audiocraft's own logits (B, K, T, V), aligned with codes by its own pattern.
+def compute_logits(native: nn.Module, codes: Tensor, text: TextBatch, melody: Tensor | None = None) -> Tensor:
+    """audiocraft's own logits (B, K, T, V), aligned with codes by its own pattern; of a melody checkpoint with the
+    ``melody`` (C, D) that it hears.
 
     It attends to zeroed padding where transformers masks it, so give prompts of equal length or one at a time."""
     if not bool(text.mask.all()):
         raise ModelError("audiocraft attends to padding; give it prompts of equal length, or one at a time.")
     conditions = {"description": (text.hidden, text.mask)}
+    if melody is not None:  # what comes later is put further ahead
+        conditions[MELODY] = (melody.expand(len(text), -1, -1), torch.ones_like(text.mask[:, :1]))
     # By default audiocraft leaves out (as NaN) the last K - 1 steps, in which some books have already ended.
     return native.compute_predictions(
         codes, conditions=[], condition_tensors=conditions, keep_only_valid_steps=False
@@ -122,8 +130,9 @@ def to_audiocraft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """audiocraft's names for the decoder and text projection of a transformers MusicGen's state."""
     native: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name.startswith("enc_to_dec_proj."):
-            native[f"{PROJECTION}.{name.removeprefix('enc_to_dec_proj.')}"] = tensor
+        module, _, kind = name.rpartition(".")
+        if module in PROJECTIONS:
+            native[f"{PROJECTIONS[module]}.{kind}"] = tensor
         if not name.startswith("decoder."):
             continue
         name = name.removeprefix("decoder.").removeprefix("model.decoder.")
@@ -140,8 +149,9 @@ def from_audiocraft_state(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of ``to_audiocraft_state``. Raises ModelError for a name that a MusicGen does not have."""
     state: dict[str, Tensor] = {}
     for name, tensor in native.items():
-        if name.startswith(PROJECTION):
-            state[f"enc_to_dec_proj{name.removeprefix(PROJECTION)}"] = tensor
+        ours = next((ours for ours, theirs in PROJECTIONS.items() if name.startswith(f"{theirs}.")), None)
+        if ours is not None:
+            state[f"{ours}.{name.rpartition('.')[2]}"] = tensor
         elif name.startswith("transformer.layers."):
             layer, rest = name.removeprefix("transformer.layers.").split(".", 1)
             prefix = f"decoder.model.decoder.layers.{layer}"
@@ -165,7 +175,7 @@ def from_audiocraft_state(native: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unknown(name: str) -> str:
-    return f"The audiocraft model has {name}, which no MusicGen for text has; only such models can be imported."
+    return f"The audiocraft model has {name}, which no MusicGen has; only such models can be imported."
 
 
 def _add_layer_tensor(

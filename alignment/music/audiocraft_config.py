@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import ModelError
+from alignment.music import audiocraft_melody
 
 if TYPE_CHECKING:
-    from transformers import EncodecConfig, MusicgenDecoderConfig
+    from transformers import EncodecConfig, MusicgenDecoderConfig, MusicgenMelodyDecoderConfig
 
     from alignment.music.model import MusicModel
 
@@ -104,7 +105,7 @@ class NativeConfig:
             raise ModelError(f"{self.where}: {path} is {value!r}; needs a {kind} of at least {least}.")
         return value
 
-    def check_section(self, section: str) -> None:
+    def check_section(self, section: str, **other: tuple[Any, Any]) -> None:
         """Raises ModelError for a key that nobody knows, or a value that transformers' MusicGen has no place for."""
         held = self.get(section)
         if not isinstance(held, Mapping):
@@ -116,7 +117,7 @@ class NativeConfig:
                 f"{self.where}: {section} has {strange[0]}, which no MusicGen of audiocraft {VERSION} has; only its "
                 "own models can be imported."
             )
-        for key, (needed, default) in FIXED[section].items():
+        for key, (needed, default) in (FIXED[section] | other).items():
             found = self.get(f"{section}.{key}", default)
             if (found or needed) and found != needed:
                 raise ModelError(
@@ -124,30 +125,31 @@ class NativeConfig:
                 )
 
 
-def read_lm(config: NativeConfig) -> tuple[MusicgenDecoderConfig, str]:
+def read_lm(config: NativeConfig) -> tuple[MusicgenDecoderConfig | MusicgenMelodyDecoderConfig, str]:
     """(decoder config, name of the text encoder) of a language model's ``xp.cfg``. Raises ModelError."""
-    from transformers import MusicgenDecoderConfig
+    from transformers import MusicgenDecoderConfig, MusicgenMelodyDecoderConfig
 
     if config.get("lm_model") != "transformer_lm":
         raise ModelError(f"{config.where}: is a {config.get('lm_model')}; only a transformer_lm can be imported.")
     conditioners = set(config.get("conditioners") or {}) - {"args"}
-    if conditioners != {"description"} or config.get("conditioners.description.model") != "t5":
+    melody = audiocraft_melody.NAME in conditioners
+    text = config.get("conditioners.description.model")
+    if conditioners - {audiocraft_melody.NAME} != {"description"} or text != "t5":
         listed = ", ".join(sorted(conditioners)) or "nothing"
         raise ModelError(
-            f"{config.where}: is conditioned on {listed}; only text through T5 can be imported (a melody or style "
-            "model puts its conditions before the clip, where transformers' MusicGen has no place)."
+            f"{config.where}: is conditioned on {listed}; only text through T5, alone or beside a melody, is imported."
         )
     if config.get("conditioners.description.t5.normalize_text", False):
         raise ModelError(f"{config.where}: normalizes its captions with spacy; such a model cannot be imported.")
     config.check_section("transformer_lm")
-    config.check_section("fuser")
+    config.check_section("fuser", **(audiocraft_melody.FUSER if melody else {}))
     width, books = config.number("transformer_lm.dim"), config.number("transformer_lm.n_q")
     channels = 2 if config.get("interleave_stereo_codebooks.use", False) else 1
     if config.get("interleave_stereo_codebooks.per_timestep", False):
         raise ModelError(f"{config.where}: interleaves stereo by time; only stereo by codebook can be imported.")
     _check_pattern(config, books, channels)
     card = config.number("transformer_lm.card")
-    decoder = MusicgenDecoderConfig(
+    decoder = (MusicgenMelodyDecoderConfig if melody else MusicgenDecoderConfig)(
         vocab_size=card,
         max_position_embeddings=POSITIONS,
         num_hidden_layers=config.number("transformer_lm.num_layers"),

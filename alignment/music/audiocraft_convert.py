@@ -15,6 +15,7 @@ from alignment.music.audiocraft import PROJECTION, from_audiocraft_state, merged
 from alignment.music.audiocraft_codec import PREFIX, from_audiocraft_codec_state, to_audiocraft_codec_state
 from alignment.music.audiocraft_config import VERSION, read_codec, read_lm, write_codec, write_lm
 from alignment.music.audiocraft_files import CODEC_FILE, LM_FILE, read_native, write_native
+from alignment.music.audiocraft_melody import WINDOW, read_melody, window, without_window, write_melody
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -44,15 +45,19 @@ def import_checkpoint(
     weights, config = read_native(lm_file)
     if weights is None or isinstance(config, str):
         raise ModelError(f"{lm_file}: is the name of a codec, not a language model; give the folder of both.")
-    decoder, text_name = read_lm(config)
+    (decoder, text_name), melody = read_lm(config), read_melody(config)
     codec_config, codec_state = _codec(lm_file.parent / CODEC_FILE, codec)
     t5, tokenizer = _text_encoder(text_encoder or text_name, lm_file)
-    state = from_audiocraft_state(weights)
+    state = from_audiocraft_state(without_window(weights, config) if melody else weights)
     _drop_identity(state, t5.config.d_model, decoder.hidden_size)
 
-    from transformers import GenerationConfig, MusicgenConfig
+    from transformers import GenerationConfig, MusicgenConfig, MusicgenMelodyConfig
 
-    whole = MusicgenConfig(text_encoder=t5.config, audio_encoder=codec_config, decoder=decoder)
+    parts = {"text_encoder": t5.config, "audio_encoder": codec_config, "decoder": decoder}
+    if melody:
+        whole = MusicgenMelodyConfig(**parts, num_chroma=melody[0], chroma_length=melody[1])
+    else:
+        whole = MusicgenConfig(**parts)
     state |= codec_state | {f"{TEXT_PREFIX}{name}": tensor for name, tensor in _own_tensors(t5).items()}
     _check_fit(whole, state, lm_file)
     first = next(iter(weights.values()))
@@ -77,6 +82,7 @@ def import_checkpoint(
         "channels": decoder.audio_channels,
         "sample_rate_hz": codec_config.sampling_rate,
         "text_encoder": text_name,
+        "text_only": melody is not None,
     }
 
 
@@ -92,11 +98,14 @@ def export_checkpoint(model: MusicModel, folder: str | Path, *, note: str = "") 
     lm = {name: tensor.float() for name, tensor in to_audiocraft_state(state).items()}
     if f"{PROJECTION}.weight" not in lm:  # transformers has none between equal widths, audiocraft always has
         lm |= {f"{PROJECTION}.weight": torch.eye(model.width), f"{PROJECTION}.bias": torch.zeros(model.width)}
+    if model.melody_frames:
+        lm[WINDOW] = window()
     t5 = hf.config.text_encoder
     shape = (t5.d_model, t5.num_layers, t5.vocab_size)
     known = next((name for name, its in T5.items() if its == shape), None)
     with checkpoint.new_folder(folder) as partial:
-        write_native(partial / LM_FILE, lm, write_lm(model, known or TEXT_FOLDER), VERSION)
+        config = write_melody(model, write_lm(model, known or TEXT_FOLDER))
+        write_native(partial / LM_FILE, lm, config, VERSION)
         codec = to_audiocraft_codec_state(state, transposed=transposed)
         write_native(partial / CODEC_FILE, codec, write_codec(model), VERSION)
         if known is None:
@@ -172,10 +181,8 @@ def _drop_identity(state: dict[str, Tensor], text_width: int, width: int) -> Non
 
 
 def _check_fit(config: Any, state: Mapping[str, Tensor], path: Path) -> None:
-    from transformers import MusicgenForConditionalGeneration
-
     with torch.device("meta"):
-        hf = MusicgenForConditionalGeneration(config)
+        hf = checkpoint.architecture(config.model_type)(config)
     checkpoint.require_supported(hf, str(path))
     expected, tied = hf.state_dict(), set(hf.all_tied_weights_keys)
     strange = sorted(state.keys() - expected.keys())

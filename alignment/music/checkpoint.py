@@ -21,17 +21,20 @@ from alignment.errors import ModelError
 from alignment.music import memory
 
 if TYPE_CHECKING:
-    from transformers import MusicgenForConditionalGeneration
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
+
+    Hf = MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration
 
 TINY = Path(__file__).resolve().parent / "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 FETCHED = ("*.json", "*.safetensors", "*.model", "*.txt", "README.md")  # nothing pickled
 TOKENIZERS = ("tokenizer.json", "spiece.model")
+MUSICGEN, MELODY = "musicgen", "musicgen_melody"  # transformers' names of the two architectures
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def read(source: str | Path) -> tuple[MusicgenForConditionalGeneration, Any, str]:
+def read(source: str | Path) -> tuple[Hf, Any, str]:
     """(model in float32, tokenizer, short name). Raises ModelError."""
     if str(source) == "tiny":
         if not (TINY / "config.json").is_file():
@@ -106,15 +109,20 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def require_supported(hf: Any, source: str) -> None:
-    """Raise ModelError unless ``hf`` is a mono or stereo MusicGen whose parts fit together."""
-    from transformers import MusicgenForConditionalGeneration
-
-    if not isinstance(hf, MusicgenForConditionalGeneration):
+    """Raise ModelError unless ``hf`` is a mono or stereo MusicGen, of a melody or not, whose parts fit together."""
+    if not isinstance(hf, (architecture(MUSICGEN), architecture(MELODY))):
         raise ModelError(f"{source}: is a {type(hf).__name__}; needs a MusicgenForConditionalGeneration.")
     decoder, codec = hf.config.decoder, hf.config.audio_encoder
     channels, books = decoder.audio_channels, decoder.num_codebooks
     if channels not in (1, 2) or books % channels:
         raise ModelError(f"{source}: has {channels} channels with {books} codebooks; needs 1, or 2 that share them.")
+    if hf.config.model_type == MELODY:
+        frames, classes = hf.config.chroma_length, hf.config.num_chroma
+        if min(frames, classes) < 1 or classes == decoder.hidden_size:
+            raise ModelError(
+                f"{source}: a melody has {frames} frames of {classes} pitch classes (chroma_length, num_chroma); needs "
+                "at least 1 of each, fewer classes than the decoder is wide, and the published ones have 235 of 12."
+            )
     if codec.audio_channels != 1 or codec.normalize:
         raise ModelError(
             f"{source}: its codec has {codec.audio_channels} channels (normalize: {codec.normalize}); MusicGen's has "
@@ -129,7 +137,12 @@ def require_supported(hf: Any, source: str) -> None:
         raise ModelError(f"{source}: the codec offers no bandwidth with the decoder's {books // channels} codebooks.")
 
 
-def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
+def melody_frames(hf: Hf) -> int:
+    """How many places a melody takes ahead of the prompt; 0 of a checkpoint that hears none."""
+    return int(hf.config.chroma_length) if hf.config.model_type == MELODY else 0
+
+
+def bandwidth_kbps(hf: Hf) -> float:
     """The codec bandwidth whose number of codebooks is the decoder's for one channel; the nearest above it, or 0
     without one."""
     quantizer, decoder = hf.audio_encoder.quantizer, hf.config.decoder
@@ -139,8 +152,8 @@ def bandwidth_kbps(hf: MusicgenForConditionalGeneration) -> float:
     return 0.0
 
 
-def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
-    _check_config(folder)
+def _from_folder(folder: Path) -> tuple[Hf, Any]:
+    kind = _checked_kind(folder)
     _check_weights(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         # transformers would make up a tokenizer of its own.
@@ -148,7 +161,7 @@ def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
     size = 4 * sum(_numbers(path) for path in folder.glob("*.safetensors"))
     memory.require_room(size, device="cpu", what=f"{folder}: reading it in float32")
     try:
-        return _load(str(folder))
+        return _load(str(folder), kind)
     except ModelError:
         raise
     # transformers raises many kinds for a checkpoint whose parts disagree; all mean the same to the reader.
@@ -157,12 +170,19 @@ def _from_folder(folder: Path) -> tuple[MusicgenForConditionalGeneration, Any]:
         raise ModelError(f"{folder}: cannot be loaded as a MusicGen ({reason}); fetch or save it again.") from error
 
 
-def _load(source: str) -> tuple[MusicgenForConditionalGeneration, Any]:
+def architecture(kind: str) -> type[Hf]:
+    """transformers' class of MUSICGEN or MELODY."""
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
+
+    return MusicgenMelodyForConditionalGeneration if kind == MELODY else MusicgenForConditionalGeneration
+
+
+def _load(source: str, kind: str) -> tuple[Hf, Any]:
     import torch
-    from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+    from transformers import AutoTokenizer
 
     with quiet():
-        hf, info = MusicgenForConditionalGeneration.from_pretrained(
+        hf, info = architecture(kind).from_pretrained(
             source,
             local_files_only=True,
             use_safetensors=True,
@@ -196,7 +216,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_config(folder: Path) -> None:
+def _checked_kind(folder: Path) -> str:
+    """Which of the two architectures config.json names. Raises ModelError for anything else."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -205,13 +226,9 @@ def _check_config(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({line_of(error)}); fetch the model again.") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind == "musicgen_melody":
-        raise ModelError(
-            f"{folder}: is a melody model (musicgen_melody), not a MusicGen for text: it reads its prompt before the "
-            "clip, a path that Attune does not have; take facebook/musicgen-medium, of the same size, or -large."
-        )
-    if kind != "musicgen":
+    if kind not in (MUSICGEN, MELODY):
         raise ModelError(f"{folder}: is a {kind or 'model of no known type'}, not a MusicGen; give a MusicGen folder.")
+    return kind
 
 
 def _check_weights(folder: Path) -> None:

@@ -28,6 +28,7 @@ LOGIT_COPIES = 15  # of B x K x S x V in float32, in the forward and backward pa
 CODEC_BYTES = 25  # a sample and filter, while EnCodec decodes
 PACKING, CACHE_GROWTH = 1.3, 1.25  # while weights are packed; a cache that grows is there twice for a moment
 CODEC_BATCH, CODEC_SAMPLES = 16, 2_560_000  # streams and samples that the codec takes at once, at most
+TEXT_TOKENS = 32  # of a prompt, where nobody says how long it is
 RESERVE = 0.1  # of the device's memory, for what torch and the allocator keep for themselves
 
 
@@ -46,10 +47,12 @@ class Shape:
     codec_filters: int
     sample_rate_hz: int
     frame_rate_hz: float
+    melody_frames: int = 0  # of no melody, ahead of a melody checkpoint's prompts; it has no cross-attention
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """Of transformers' MusicgenConfig. Text encoder and codec are built on the meta device and counted."""
+        """Of transformers' MusicgenConfig or MusicgenMelodyConfig. Text encoder and codec are built on the meta device
+        and counted."""
         from transformers import EncodecModel, T5EncoderModel
 
         from alignment.music.checkpoint import quiet
@@ -69,24 +72,30 @@ class Shape:
         return cls(
             decoder.hidden_size, decoder.num_hidden_layers, decoder.ffn_dim, decoder.num_codebooks, decoder.vocab_size,
             decoder.audio_channels, text, encodec, codec.num_filters, codec.sampling_rate,
-            codec.sampling_rate / math.prod(codec.upsampling_ratios),
+            codec.sampling_rate / math.prod(codec.upsampling_ratios), getattr(config, "chroma_length", 0),
         )  # fmt: skip
 
     @property
     def decoder_parameters(self) -> int:
-        """Attention twice, feed-forward, three norms a layer; embeddings with their extra row, heads, the last norm."""
-        d = self.width
-        layer = 8 * d * d + 2 * d * self.ffn + 6 * d
+        """Attention twice, feed-forward, three norms a layer; embeddings with their extra row, heads, the last norm.
+        A melody checkpoint's layers have one attention and two norms."""
+        d, attentions = self.width, 1 if self.melody_frames else 2
+        layer = attentions * 4 * d * d + 2 * d * self.ffn + 2 * (attentions + 1) * d
         return self.layers * layer + self.codebooks * d * (2 * self.codebook_size + 1) + 2 * d
 
     def steps(self, seconds: float) -> int:
         """Decoder steps S of a clip."""
         return max(1, round(seconds * self.frame_rate_hz)) + (self.codebooks - 1) // self.channels
 
+    def ahead(self, text_tokens: int) -> int:
+        """Places of self-attention that stand ahead of the first step."""
+        return self.melody_frames + text_tokens if self.melody_frames else 0
+
     def adapter_parameters(self, lora: LoraSettings) -> int:
         """Of a LoRA; LoHa has twice as many, IA3 fewer."""
         d, r = self.width, lora.r
-        per_layer = {"self_attention": 8 * d, "cross_attention": 8 * d, "feed_forward": 2 * (d + self.ffn)}
+        cross = 0 if self.melody_frames else 8 * d
+        per_layer = {"self_attention": 8 * d, "cross_attention": cross, "feed_forward": 2 * (d + self.ffn)}
         rows = self.layers * sum(per_layer.get(group, 0) for group in lora.target_modules)
         heads = self.codebooks * (d + self.codebook_size) if "heads" in lora.target_modules else 0
         return r * (rows + heads) * (2 if lora.kind == "loha" else 1)
@@ -129,16 +138,18 @@ def loading(shape: Shape, dtype: torch.dtype) -> Estimate:
 
 
 def generation(
-    shape: Shape, *, clips: int, seconds: float, guidance: float = 1.0, dtype: torch.dtype, text_tokens: int = 32
-) -> Estimate:
+    shape: Shape, *, clips: int, seconds: float, guidance: float = 1.0, dtype: torch.dtype,
+    text_tokens: int = TEXT_TOKENS,
+) -> Estimate:  # fmt: skip
     """Singing ``clips`` clips in one batch and then decoding them, whichever takes more. The decoder's weights are
     there twice: packed for rollouts beside the model's own."""
     size, rows = dtype.itemsize, clips * (1 if guidance == 1.0 else 2)
     steps = shape.steps(seconds)
+    positions = rows * (shape.ahead(text_tokens) + steps) + (0 if shape.melody_frames else clips * text_tokens)
     samples = seconds * shape.sample_rate_hz * shape.channels
     at_once = min(clips * shape.channels, codec_batch(samples / shape.channels)) * samples / shape.channels
     singing = {
-        "cache": int(CACHE_GROWTH * cache_bytes(shape, rows * steps + clips * text_tokens, dtype)),
+        "cache": int(CACHE_GROWTH * cache_bytes(shape, positions, dtype)),
         "logits": LOGIT_COPIES * clips * shape.codebooks * shape.codebook_size * 4,
     }
     decoding = {"codec": int(CODEC_BYTES * shape.codec_filters * at_once + 8 * clips * samples)}
@@ -156,7 +167,7 @@ def training(
 ) -> Estimate:
     """One backward pass over ``clips`` clips at once (two a pair), with AdamW's two moments of the adapter."""
     steps, adapter = shape.steps(seconds), 4 * shape.adapter_parameters(lora)
-    numbers = clips * steps * shape.width
+    numbers = clips * (shape.ahead(TEXT_TOKENS) + steps) * shape.width
     layers = 1 if checkpointing else shape.layers  # whose activations are there at once
     kept = ACTIVATIONS_A_LAYER * layers + (shape.layers if checkpointing else 0)
     casts = 4 * LORA_INPUTS * layers * numbers

@@ -18,11 +18,12 @@ from alignment.music import adapter as adapters
 from alignment.music import checkpoint, memory
 from alignment.music.delay import apply_delay, undo_delay
 from alignment.music.distribution import guide, token_logprobs
-from alignment.music.text import TextBatch, null_text
+from alignment.music.prefix import forced_logits
+from alignment.music.text import TextBatch, without_prompts
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import MusicgenForConditionalGeneration
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
 
 class MusicModel:
@@ -33,7 +34,13 @@ class MusicModel:
     through float attributes, so ``train()`` would otherwise switch it on unseen.
     """
 
-    def __init__(self, hf: MusicgenForConditionalGeneration, tokenizer: Any, *, source: str = "memory") -> None:
+    def __init__(
+        self,
+        hf: MusicgenForConditionalGeneration | MusicgenMelodyForConditionalGeneration,
+        tokenizer: Any,
+        *,
+        source: str = "memory",
+    ) -> None:
         checkpoint.require_supported(hf, source)
         self.hf, self.tokenizer, self.source = hf, tokenizer, source
         self.peft: PeftModel | None = None
@@ -48,6 +55,7 @@ class MusicModel:
         self.channels: int = decoder.audio_channels
         self.codebook_size: int = decoder.vocab_size
         self.width: int = decoder.hidden_size
+        self.melody_frames: int = checkpoint.melody_frames(hf)  # of no melody, ahead of a melody checkpoint's prompts
         # The extra embedding row. Read from the size, since trainers are known to overwrite pad_token_id.
         self.pad: int = decoder.vocab_size
         self.sample_rate_hz: int = codec.sampling_rate
@@ -71,9 +79,9 @@ class MusicModel:
             size = memory.loading(memory.Shape.of_model(model), dtype).total
             memory.require_room(size, device=device, what=f"{name}: its weights in {str(dtype).removeprefix('torch.')}")
         if dtype != torch.float32:
-            for part in (hf.text_encoder, hf.decoder, getattr(hf, "enc_to_dec_proj", None)):
-                if part is not None:
-                    part.to(dtype)
+            for name in ("text_encoder", "decoder", "enc_to_dec_proj", "audio_enc_to_dec_proj"):
+                if hasattr(hf, name):
+                    getattr(hf, name).to(dtype)
         hf.to(device)
         return model
 
@@ -161,6 +169,8 @@ class MusicModel:
                 f"needs ({len(text)}, {self.codebooks}, T)."
             )
         read = apply_delay(codes.to(self.device), self.pad, channels=self.channels)  # (B, K, S)
+        if self.melody_frames:
+            return undo_delay(forced_logits(self, read, text), channels=self.channels)
         out = self.hf.decoder(
             input_ids=read.flatten(0, 1),  # (B * K, S)
             encoder_hidden_states=text.hidden,
@@ -178,7 +188,7 @@ class MusicModel:
         codes = codes.to(self.device)
         scores = self.logits(codes, text)
         if generation.guidance != 1.0:
-            scores = guide(scores.float(), self.logits(codes, null_text(self, len(text))).float(), generation.guidance)
+            scores = guide(scores.float(), self.logits(codes, without_prompts(self, text)).float(), generation.guidance)
         return token_logprobs(scores, codes, generation)
 
     def _require_adapter(self) -> PeftModel:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import MusicgenConfig
+    from transformers import MusicgenConfig, MusicgenMelodyConfig
 
 LICENCE = "CC-BY-NC-4.0"
 
@@ -42,10 +42,18 @@ PUBLISHED = {
 }
 
 
-def published_config(name: str, **changes: Any) -> MusicgenConfig:
-    """transformers' config of a published checkpoint: T5-base, EnCodec at 32 kHz with 4 books of 2048, the decoder;
-    ``changes`` are made to the decoder. Raises KeyError for another name."""
-    from transformers import EncodecConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
+def published_config(name: str, **changes: Any) -> MusicgenConfig | MusicgenMelodyConfig:
+    """transformers' config of a published checkpoint: T5-base, EnCodec at 32 kHz with 4 books of 2048, the decoder, and
+    of a melody checkpoint its 235 frames of 12 pitch classes; ``changes`` are made to the decoder. Raises KeyError for
+    another name."""
+    from transformers import (
+        EncodecConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenMelodyConfig,
+        MusicgenMelodyDecoderConfig,
+        T5Config,
+    )
 
     shape = PUBLISHED[name]
     text = T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12, vocab_size=32128)
@@ -60,4 +68,9 @@ def published_config(name: str, **changes: Any) -> MusicgenConfig:
         "ffn_dim": 4 * shape.width, "max_position_embeddings": 2048, "activation_function": "gelu", "dropout": 0.1,
         "pad_token_id": 2048, "bos_token_id": 2048,
     }  # fmt: skip
+    if shape.melody:
+        own = MusicgenMelodyDecoderConfig(**decoder | changes)
+        return MusicgenMelodyConfig(
+            text_encoder=text, audio_encoder=codec, decoder=own, num_chroma=12, chroma_length=235
+        )
     return MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=MusicgenDecoderConfig(**decoder | changes))

@@ -58,7 +58,7 @@ def sample(
         raise DataError(f"Found {len(prompts)} prompts and {len(seeds)} seeds; needs one seed a prompt.")
     _require_seeds(seeds)
     frames = model.frames(generation.clip_seconds)
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" or model.melody_frames:
         wanted = [Request(prompt, seed, generation.clip_seconds) for prompt, seed in zip(prompts, seeds, strict=True)]
         return _joined(
             frames, model.codebooks, sample_queue(model, wanted, generation, rows=batch_size, on_step=on_step)

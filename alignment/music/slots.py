@@ -17,7 +17,7 @@ from alignment.domain import GenerationConfig
 from alignment.music.cache import BLOCK
 from alignment.music.delay import delay_values, delayed_steps, undo_delay
 from alignment.music.distribution import draw
-from alignment.music.step import DecoderStep
+from alignment.music.prefix import decoder_step
 from alignment.music.text import TextBatch
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Slots:
 
     def __init__(self, model: MusicModel, generation: GenerationConfig, clips: int, frames: int, tokens: int) -> None:
         self.model, self.generation, device = model, generation, model.device
-        self.step = DecoderStep(model, delayed_steps(frames, model.codebooks, model.channels))
+        self.step = decoder_step(model, delayed_steps(frames, model.codebooks, model.channels))
         self.cache = self.step.start_rows(clips, tokens, generation.guidance)
         books = model.codebooks
         self.every = torch.arange(clips, device=device)
@@ -89,7 +89,8 @@ class Slots:
 
     def _advance(self, furthest: int) -> None:
         """``advance``, attention looking as far as the slot that is furthest stands."""
-        self.cache.room = min(-(-(furthest + 1) // self.reach) * self.reach, self.step.steps)
+        before = self.step.before  # of the longest prompt, where prompts stand ahead of the codes
+        self.cache.room = min(-(-(before + furthest + 1) // self.reach) * self.reach, before + self.step.steps)
         if self.model.device.type == "cuda":
             self._graph().replay()
         else:

@@ -31,14 +31,14 @@ class _Layer:
     self_norm: Callable[[Tensor], Tensor]
     self_qkv: Product  # outputs ordered head by head: q, k and v of head 0, of head 1 ...
     self_out: Product
-    cross_norm: Callable[[Tensor], Tensor]
-    cross_q: Product
-    cross_kv: Product
-    cross_out: Product
     final_norm: Callable[[Tensor], Tensor]
     fc1: Product
     fc2: Product
     activation: Callable[[Tensor], Tensor]
+    cross_norm: Callable[[Tensor], Tensor] | None = None  # a melody checkpoint's decoder has no cross-attention
+    cross_q: Product | None = None
+    cross_kv: Product | None = None
+    cross_out: Product | None = None
 
 
 class DecoderStep:
@@ -46,6 +46,7 @@ class DecoderStep:
 
     def __init__(self, model: MusicModel, steps: int) -> None:
         decoder = model.hf.decoder.model.decoder
+        self.model = model
         self.steps, self.width, self.heads = steps, model.width, model.hf.config.decoder.num_attention_heads
         self.codebooks, self.codebook_size = model.codebooks, model.codebook_size
         self.scale = decoder.layers[0].self_attn.scaling
@@ -56,8 +57,11 @@ class DecoderStep:
         self.table = torch.cat([embedding.weight for embedding in decoder.embed_tokens])  # (K * (V + 1), D)
         rows = [embedding.weight.shape[0] for embedding in decoder.embed_tokens]
         self.offsets = torch.tensor([sum(rows[:k]) for k in range(len(rows))], device=model.device)
-        blank = torch.zeros(1, 1, steps, dtype=torch.int64, device=model.device)
-        self.positions = decoder.embed_positions(blank).to(self.table)  # (S, D)
+        self.embed_positions = decoder.embed_positions
+        self.before = 0  # places of attention ahead of the first step
+        if not model.melody_frames:
+            blank = torch.zeros(1, 1, steps, dtype=torch.int64, device=model.device)
+            self.positions = self.embed_positions(blank).to(self.table)  # (S, D)
 
     def start(self, text: TextBatch, guidance: float = 1.0) -> None:
         """Begin a rollout of len(text) clips; guidance other than 1 doubles the rows, the unconditional half below."""
@@ -106,12 +110,7 @@ class DecoderStep:
     def __call__(self, read: Tensor, s: int | Tensor) -> Tensor:
         """Logits (B, K, V) of step ``s``, guided if the rollout is, from the codes read there, (B, K) int64; after
         ``start_rows`` of every clip's own step, (B,)."""
-        if read.device.type == "cpu":
-            hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
-        else:
-            hidden = F.embedding(read + self.offsets, self.table).sum(dim=1) + self.positions[s]
-        if self.guidance != 1.0:
-            hidden = torch.cat([hidden, hidden])
+        hidden = self._read(read, s)
         heard = hidden[: self.clips]  # a view: only these rows hear the prompt
         self.cache.begin(s)
         for index, (layer, cross) in enumerate(zip(self.layers, self.cross, strict=True)):
@@ -119,6 +118,18 @@ class DecoderStep:
             hidden += layer.self_out(self.cache.attend(index, qkv).view(-1, self.width))
             heard += self._cross_attention(layer, cross, layer.cross_norm(heard))
             hidden += layer.fc2(layer.activation(layer.fc1(layer.final_norm(hidden))))
+        return self._say(hidden)
+
+    def _read(self, read: Tensor, s: int | Tensor) -> Tensor:
+        """(B, D), or of guided clips twice that many rows: the codes read, at their positions."""
+        if read.device.type == "cpu":
+            hidden = F.embedding_bag(read + self.offsets, self.table, mode="sum") + self.positions[s]  # (B, D)
+        else:
+            hidden = F.embedding(read + self.offsets, self.table).sum(dim=1) + self.positions[s]
+        return hidden if self.guidance == 1.0 else torch.cat([hidden, hidden])
+
+    def _say(self, hidden: Tensor) -> Tensor:
+        """The logits (B, K, V) of what the last layer leaves, guided if the rollout is."""
         hidden = self.norm(hidden)
         if self.guidance != 1.0:
             # The heads are linear and have no bias: guiding what they read guides the logits, at half the cost.
@@ -137,20 +148,21 @@ def _gather(model: MusicModel, layer: nn.Module, index: int, by_head: Tensor) ->
         return pack_layers(model.packed, f"{index}.{names[parts[0]]}", parts, order)
 
     names = {module: name for name, module in layer.named_modules()}
-    own, text = layer.self_attn, layer.encoder_attn
-    return _Layer(
+    own, text = layer.self_attn, getattr(layer, "encoder_attn", None)
+    gathered = _Layer(
         self_norm=_norm(layer.self_attn_layer_norm),
         self_qkv=packed(own.q_proj, own.k_proj, own.v_proj, order=by_head),
         self_out=packed(own.out_proj),
-        cross_norm=_norm(layer.encoder_attn_layer_norm),
-        cross_q=packed(text.q_proj),
-        cross_kv=packed(text.k_proj, text.v_proj),
-        cross_out=packed(text.out_proj),
         final_norm=_norm(layer.final_layer_norm),
         fc1=packed(layer.fc1),
         fc2=packed(layer.fc2),
         activation=layer.activation_fn,
     )
+    if text is not None:
+        gathered.cross_norm = _norm(layer.encoder_attn_layer_norm)
+        gathered.cross_q, gathered.cross_out = packed(text.q_proj), packed(text.out_proj)
+        gathered.cross_kv = packed(text.k_proj, text.v_proj)
+    return gathered
 
 
 def _norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:

@@ -56,6 +56,12 @@ def null_text(model: MusicModel, batch: int) -> TextBatch:
     return TextBatch(hidden, torch.ones(batch, 1, dtype=torch.int64, device=model.device))
 
 
+def without_prompts(model: MusicModel, text: TextBatch) -> TextBatch:
+    """What the unconditional half of guidance hears beside ``text``: nothing. A melody checkpoint, whose prompts take
+    places of their own, hears zeros in as many, which is what it was trained on."""
+    return TextBatch(torch.zeros_like(text.hidden), text.mask) if model.melody_frames else null_text(model, len(text))
+
+
 @torch.no_grad()
 def encode_prompts(model: MusicModel, prompts: Sequence[str]) -> TextBatch:
     """The prompts' TextBatch, padded on the right to the longest. An empty prompt is the unconditional text."""

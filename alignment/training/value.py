@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,10 @@ def decoder_states(model: MusicModel) -> Iterator[list[Tensor]]:
     The state at a delayed step has read every earlier step's codes and none of its own."""
     found: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        found.append(output.detach())
+    def keep(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        found.append(inputs[0].detach())
 
-    handle = model.hf.decoder.model.decoder.layer_norm.register_forward_hook(keep)
+    handle = model.hf.decoder.lm_heads[0].register_forward_pre_hook(keep)
     try:
         yield found
     finally:
