@@ -17,6 +17,17 @@ FRAME_SECONDS = 0.02
 SILENCE_DBFS = -60.0
 FLOOR_DB = -120.0
 OVERSAMPLING = 4  # BS.1770 annex 2
+PEAK_CHUNK = 2**18  # samples oversampled at a time: ten minutes of stereo at once would take gigabytes
+PEAK_CONTEXT = 32  # samples on either side; the filter reaches 10 of them
+TRUE_PEAK_LIMIT_DBTP = -1.0  # of what is heard
+# One channel comes out of both speakers; BS.1770 counts such a pair 10 log10(2) dB above the one.
+DUAL_MONO_DB = 10 * math.log10(2)
+
+
+def mono(audio: np.ndarray) -> np.ndarray:
+    """The audio (samples,) of (samples,) or (samples, channels), float32: the mean of its channels. What scorers,
+    metrics and mono codecs hear of a stereo clip."""
+    return audio if audio.ndim == 1 else audio.mean(axis=1, dtype=np.float32)
 
 
 def quantised(audio: np.ndarray) -> np.ndarray:
@@ -65,6 +76,20 @@ def measure(audio: np.ndarray, sample_rate_hz: int) -> AudioFacts:
     )
 
 
+def levelled(audio: np.ndarray, sample_rate_hz: int, target_lufs: float) -> np.ndarray:
+    """The audio (samples,) or (samples, 2) float32 with the gain that makes it as loud as others at ``target_lufs``.
+
+    ``target_lufs`` is that of one channel, which both speakers play; two channels are brought to what BS.1770 measures
+    of such a pair, 3.01 dB more, so that mono and stereo are equally loud. The gain is held back where it would lift
+    the true peak above -1 dBTP; what has no loudness stays as it is."""
+    facts = measure(audio, sample_rate_hz)
+    if facts.lufs is None:
+        return audio
+    wanted = target_lufs if audio.ndim == 1 else target_lufs + DUAL_MONO_DB
+    gain_db = min(wanted - facts.lufs, TRUE_PEAK_LIMIT_DBTP - facts.true_peak_dbtp)
+    return audio * np.float32(10 ** (gain_db / 20))
+
+
 def _checked(audio: np.ndarray) -> np.ndarray:
     if audio.size == 0 or not (audio.ndim == 1 or (audio.ndim == 2 and audio.shape[1] == 2)):
         raise DataError(f"Audio has shape {audio.shape}; needs (samples,), or (samples, 2), and at least one sample.")
@@ -87,5 +112,9 @@ def _lufs(audio: np.ndarray, sample_rate_hz: int) -> float | None:
 def _true_peak_dbtp(audio: np.ndarray) -> float:
     from scipy.signal import resample_poly
 
-    peak = max(np.abs(resample_poly(audio, OVERSAMPLING, 1)).max(), np.abs(audio).max())
+    peak = float(np.abs(audio).max())
+    for start in range(0, len(audio), PEAK_CHUNK):
+        first, end = max(0, start - PEAK_CONTEXT), min(len(audio), start + PEAK_CHUNK)
+        between = resample_poly(audio[first : end + PEAK_CONTEXT], OVERSAMPLING, 1)  # along time, each channel alone
+        peak = max(peak, float(np.abs(between[OVERSAMPLING * (start - first) : OVERSAMPLING * (end - first)]).max()))
     return max(FLOOR_DB, 20 * math.log10(peak)) if peak > 0 else FLOOR_DB

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.audio_facts import FULL_SCALE, flac_bytes, measure, quantised
+from alignment.audio_facts import FULL_SCALE, flac_bytes, levelled, measure, mono, quantised
 from alignment.domain import AudioFacts
 from alignment.errors import DataError, StoreError
 
@@ -30,7 +30,6 @@ __all__ = ["ClipStore", "measure"]
 
 SCHEME = "store://"
 RENDITIONS_KEPT = 256
-TRUE_PEAK_LIMIT_DBTP = -1.0
 
 
 class ClipStore:
@@ -65,7 +64,7 @@ class ClipStore:
         """(audio (samples,) float32, sample rate in Hz), stereo mixed to one channel: what scorers and metrics hear.
         Raises StoreError when missing or altered."""
         audio, rate = self.get_recording(sha256)
-        return audio if audio.ndim == 1 else audio.mean(axis=1), rate
+        return mono(audio), rate
 
     def get_recording(self, sha256: str) -> tuple[np.ndarray, int]:
         """(audio (samples,) or (samples, 2) float32 as it is stored, sample rate in Hz). Raises StoreError as above."""
@@ -105,18 +104,14 @@ class ClipStore:
     def rendition(self, sha256: str, *, target_lufs: float = -23.0) -> bytes:
         """The clip as raters hear it: FLAC at ``target_lufs`` (BS.1770), no tags.
 
-        The gain is held back where it would lift the true peak above -1 dBTP; silence stays as it is."""
+        Brought there by ``audio_facts.levelled``, stereo as loud as mono; silence stays as it is."""
         key = (sha256, float(target_lufs))
         with self._renditions_lock:
             if key in self._renditions:
                 self._renditions.move_to_end(key)
                 return self._renditions[key]
         audio, rate = self.get_recording(sha256)
-        facts = measure(audio, rate)
-        if facts.lufs is not None:
-            gain_db = min(target_lufs - facts.lufs, TRUE_PEAK_LIMIT_DBTP - facts.true_peak_dbtp)
-            audio = audio * np.float32(10 ** (gain_db / 20))
-        data = flac_bytes(quantised(audio), rate)
+        data = flac_bytes(quantised(levelled(audio, rate, target_lufs)), rate)
         with self._renditions_lock:
             self._renditions[key] = data
             while len(self._renditions) > RENDITIONS_KEPT:

@@ -98,6 +98,36 @@ def test_a_switch_keeps_the_playhead_and_ramps_over_ten_milliseconds(page):
     assert seen["heard"] == pytest.approx([0.4, 0.4], abs=0.051)
 
 
+def test_a_stereo_clip_sounds_on_both_sides_and_its_drawing_shows_whichever_channel_is_louder(page):
+    page.goto("/")  # scripts may be imported there
+    seen = page.evaluate(
+        """async () => {
+          const { ABPlayer } = await import("/player/test/abplayer.js");
+          const { peaks } = await import("/player/test/waveform.js");
+          const rate = 48000, length = 9600;
+          const context = new OfflineAudioContext(2, length, rate);
+          const clip = (left, right) => {
+            const buffer = context.createBuffer(2, length, rate);
+            buffer.getChannelData(0).fill(left);
+            buffer.getChannelData(1).fill(right, length / 2);
+            return buffer;
+          };
+          const first = clip(0.1, -0.75);
+          const player = new ABPlayer(context);
+          player.setClips(first, clip(0, 0), "left");
+          player.start();
+          const out = await context.startRendering();
+          const at = (3 * length) / 4;
+          return {
+            peaks: Array.from(peaks(first, 4)),
+            heard: [out.getChannelData(0)[at], out.getChannelData(1)[at], out.getChannelData(1)[length / 2 - 100]],
+          };
+        }"""
+    )
+    assert seen["peaks"] == pytest.approx([0.1, 0.1, 0.75, 0.75])
+    assert seen["heard"] == pytest.approx([0.1, -0.75, 0.0])
+
+
 def test_a_loop_region_repeats_without_a_click_and_only_what_it_plays_counts_as_heard(page):
     page.goto("/")  # scripts may be imported there
     seen = page.evaluate(

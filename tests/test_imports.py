@@ -349,7 +349,7 @@ def test_bad_rows_of_a_table_are_told_by_line(place, tmp_path):  # noqa: F811
         place.take(_table(path, [{"file": "0.wav", "prompt": "p"}]), read=clip_table.parse, source="clips")
 
 
-def test_stereo_is_mixed_resampled_and_its_codes_are_marked_as_re_encoded(place, tmp_path):  # noqa: F811
+def test_clips_are_resampled_and_their_codes_are_marked_as_re_encoded(place, tmp_path):  # noqa: F811
     both = np.stack([tone(440, 1.0, 48000), np.zeros(48000, np.float32)], 1)
     soundfile.write(tmp_path / "s.wav", both, 48000, subtype="FLOAT")
     heard: list[tuple[int, int]] = []

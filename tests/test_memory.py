@@ -177,11 +177,15 @@ def test_checkpointing_reads_every_layer_again_on_the_way_back_even_outside_a_tr
 )
 def test_the_estimate_is_within_a_third_of_the_measured_peak(run: tuple[str, ...]):
     import json
+    import os
     import subprocess
     import sys
     from pathlib import Path
 
     script = Path(__file__).resolve().parent.parent / "scripts" / "measure_memory.py"
-    done = subprocess.run([sys.executable, script, "tiny", *run, "--json"], capture_output=True, text=True, check=True)
+    # Where MALLOC_MMAP_THRESHOLD_ is raised, freed memory stays with the process and its peak is not what is in use.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, script, "tiny", *run, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     found = json.loads(done.stdout.splitlines()[-1])
     assert 0.67 < found["estimated_mib"] / found["measured_mib"] < 1.5

@@ -33,6 +33,32 @@ def test_a_card_is_made_of_a_recorded_model_and_written_as_one_page(home: Path, 
     assert page.stat().st_size < 300_000 and not [p for p in leftovers(home) if p.parent == page.parent]
 
 
+def test_votes_of_contests_are_not_asked_about_and_the_card_says_so(home: Path, capsys) -> None:
+    turn_by_hand(
+        home,
+        (
+            ("generate", "--captions", "3", "--split", "leaderboard", "--per-prompt", "4", "--seconds", "1.0"),
+            ("simulate-votes", "--study", "contest", "--votes", "40", "--raters", "4"),
+            ("snapshot", "votes-2", "--study", "first", "--study", "contest"),
+        ),
+    )
+    with sqlite3.connect(home / "attune.db") as database:
+        votes = database.execute(
+            "SELECT prompt.split = 'leaderboard', count(*), sum(outcome IN ('A', 'B')) FROM vote "
+            "JOIN assignment ON assignment.id = vote.assignment_id JOIN battle ON battle.id = assignment.battle_id "
+            "JOIN prompt ON prompt.id = battle.prompt_id WHERE outcome NOT IN ('SKIP', 'FAULT') GROUP BY 1"
+        ).fetchall()
+    (_, others, decisive), (_, in_contests, _) = sorted(votes)
+    assert in_contests > 0 and others > 48, "the second study has votes of both kinds"
+    done = attune(capsys, "reward", "card", "likes-1", "--snapshot", "votes-2", "--folds", "3", "--no-curve",
+                  "--home", home, "--json")  # fmt: skip
+    told = done.json
+    assert told["rows"][0]["accuracy"]["n"] == decisive and told["facts"]["Asked about"].startswith(f"{others} votes")
+    note = f"{in_contests} votes of contests between versions are left out"
+    assert any(one.startswith(note) for one in told["notes"])
+    assert note in (home / "cards" / "likes-1.html").read_text(encoding="utf-8")
+
+
 def test_what_cannot_be_carded_is_one_sentence(home: Path, capsys) -> None:
     done = attune(capsys, "reward", "card", "nobody", "--home", home)
     assert done.code == 1 and done.err.strip().splitlines()[-1].startswith(

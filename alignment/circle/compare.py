@@ -245,7 +245,8 @@ def tagged(flac: bytes, version: str) -> bytes:
 
     samples, rate = soundfile.read(io.BytesIO(flac), dtype="int16")
     out = io.BytesIO()
-    with soundfile.SoundFile(out, "w", rate, 1, "PCM_16", format="FLAC") as file:
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    with soundfile.SoundFile(out, "w", rate, channels, "PCM_16", format="FLAC") as file:
         file.comment = provenance(version)
         file.write(samples)
     return out.getvalue()

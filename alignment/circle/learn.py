@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from alignment.config import DpoSettings, RewardSettings
 from alignment.db import external, runs, snapshots, studies, versions
 from alignment.db.rated import counted_ratings
 from alignment.db.votes import counted_votes
-from alignment.domain import Clip, Pair, Prompt, Split, Version
+from alignment.domain import Clip, Pair, Prompt, RatedClip, Split, Version
 from alignment.errors import DataError
 from alignment.licences import allows_commercial_use, listed
 from alignment.preferences import EXCLUDED, FrozenSnapshot, freeze_snapshot, read_snapshot, write_snapshot
@@ -31,12 +31,22 @@ if TYPE_CHECKING:
     from alignment.training.examples import DpoExample
     from alignment.training.trainer import TrainResult
 
+Answer = TypeVar("Answer", Pair, RatedClip)
+
 
 @dataclass(frozen=True)
 class NamedSnapshot:
     name: str
     id: uuid.UUID
     frozen: FrozenSnapshot
+
+
+def outside_contests(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers that were not given in contests, whose prompts are the leaderboard's.
+
+    A contest judges versions, and the clips of two good ones are hard to tell apart: its answers train nothing, and
+    nobody asks of them whether votes can be learnt."""
+    return [one for one in answers if one.split != Split.LEADERBOARD]
 
 
 def take_snapshot(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from alignment.audio_facts import mono
 from alignment.circle.compare_recipe import VERSION, MetricSettings
 from alignment.circle.generate import generate_clips
 from alignment.circle.learn import load_snapshot
@@ -106,7 +107,7 @@ def _read(file: Path) -> tuple[np.ndarray, int]:
         audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
         raise DataError(f"{file}: no audio that can be read ({error}); take it out of the reference.") from None
-    return audio.mean(1), int(rate)
+    return mono(audio), int(rate)
 
 
 def training_clips(ws: Workspace, names: Sequence[str], settings: MetricSettings) -> tuple[list[ClipRef], list[str]]:

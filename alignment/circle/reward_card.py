@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignment.circle.learn import NamedSnapshot, load_reward_model, load_snapshot
+from alignment.circle.learn import NamedSnapshot, load_reward_model, load_snapshot, outside_contests
 from alignment.circle.workspace import Progress, Workspace, no_progress
 from alignment.db import runs, snapshots
 from alignment.domain import Outcome, Pair
@@ -48,14 +48,17 @@ def make_reward_card(
 ) -> RewardCard:
     """The card of the reward model ``name`` on its own snapshot's votes, or on another's.
 
-    The test split is asked, or with ``folds`` (or without a decisive test vote) all votes by cross-validation. Raises
-    NotFoundError for an unknown model or snapshot, DataError when nothing decisive can be asked, StoreError when a
-    clip is missing."""
+    The test split is asked, or with ``folds`` (or without a decisive test vote) all votes by cross-validation; those of
+    contests are left out and counted. Raises NotFoundError for an unknown model or snapshot, DataError when nothing
+    decisive can be asked, StoreError when a clip is missing."""
     from alignment.rewards import card
 
     model = load_reward_model(ws, name)
     taken = load_snapshot(ws, snapshot or _own_snapshot(ws, name))
-    pairs = taken.frozen.pairs
+    pairs = outside_contests(taken.frozen.pairs)
+    if not pairs:
+        raise DataError(f"All votes of snapshot {taken.name} are of contests, which train nothing; name a snapshot with "
+                        "other votes by --snapshot.")  # fmt: skip
     deals = card.deal_votes(pairs, folds=folds, seed=card.settings_of(model).seed)
     shas = list(dict.fromkeys(ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)))
     measured = _measured(ws, shas)
@@ -65,6 +68,7 @@ def make_reward_card(
     )
     return make_card(
         name, evidence, simulated=taken.frozen.simulated, heard_by=pairs, alpha=_alpha(pairs),
+        contest_votes=len(taken.frozen.pairs) - len(pairs),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"), level_shifts=_level_shifts(ws, model, deals),
         facts=_facts(ws, name, model, taken, deals),
     )  # fmt: skip

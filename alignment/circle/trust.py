@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from alignment.circle.learn import NamedSnapshot
+from alignment.circle.learn import NamedSnapshot, outside_contests
 from alignment.circle.workspace import Progress, Workspace, no_progress
 from alignment.config import RewardSettings
-from alignment.domain import Split
 from alignment.evaluation.intervals import Interval, clustered_share
 
 NOT_TRAINED = "not trained"
@@ -34,11 +33,10 @@ def measure_trust(
     """Train a reward model a fold, each time on the other prompts, and ask it about the votes left out.
 
     All of the snapshot's votes take part, since a single test split has too few to tell a weak signal from none; only
-    what was said in contests (the leaderboard's prompts) trains nothing, here neither."""
+    what was said in contests trains nothing, here neither."""
     from alignment.rewards.train import cross_validate
 
-    pairs = [pair for pair in snapshot.frozen.pairs if pair.split != Split.LEADERBOARD]
-    ratings = [one for one in snapshot.frozen.ratings if one.split != Split.LEADERBOARD]
+    pairs, ratings = outside_contests(snapshot.frozen.pairs), outside_contests(snapshot.frozen.ratings)
     heard = [ref for pair in pairs for ref in (pair.a, pair.b)] + [one.clip for one in ratings]
     audio = ws.embed_audio([ref.audio_sha256 for ref in heard])
     text = ws.embed_text([one.prompt_text for one in (*pairs, *ratings)])

@@ -33,6 +33,7 @@ Codes = Annotated[
     str | None,
     typer.Option(help="Encode the audio by this base's codec; marked as re-encoded, not sampled.", show_default=False),
 ]
+Mono = Annotated[bool, typer.Option("--mono", help="Mix every clip to one channel; default stereo stays stereo.")]
 Rate = Annotated[
     int | None,
     typer.Option(min=8000, max=192_000, help="Sample rate of the clips; default as they come.", show_default=False),
@@ -53,6 +54,7 @@ def music_arena(
     prefix: Prefix = "",
     rate: Rate = None,
     seconds: Seconds = None,
+    one_channel: Mono = False,
     codes: Codes = None,
     skip_bad: SkipBad = False,
     home: Home = None,
@@ -64,7 +66,7 @@ def music_arena(
     from alignment.imports.run import ImportSettings
 
     settings = ImportSettings(source, licence, study, prefix, skip_bad)
-    _run(rows, audio, parse, settings, (rate, seconds, codes), home, database, as_json)
+    _run(rows, audio, parse, settings, (rate, seconds, one_channel, codes), home, database, as_json)
 
 
 @app.command("trl")
@@ -80,6 +82,7 @@ def trl(
     prefix: Prefix = "",
     rate: Rate = None,
     seconds: Seconds = None,
+    one_channel: Mono = False,
     codes: Codes = None,
     skip_bad: SkipBad = False,
     home: Home = None,
@@ -96,7 +99,7 @@ def trl(
         return parse(row, system=system or name)
 
     settings = ImportSettings(name, licence, study, prefix, skip_bad)
-    _run(rows, audio, read, settings, (rate, seconds, codes), home, database, as_json)
+    _run(rows, audio, read, settings, (rate, seconds, one_channel, codes), home, database, as_json)
 
 
 @app.command("csv")
@@ -111,6 +114,7 @@ def clip_table(
     prefix: Prefix = "",
     rate: Rate = None,
     seconds: Seconds = None,
+    one_channel: Mono = False,
     codes: Codes = None,
     skip_bad: SkipBad = False,
     home: Home = None,
@@ -122,7 +126,7 @@ def clip_table(
     from alignment.imports.run import ImportSettings
 
     settings = ImportSettings(source or rows.stem, licence, None, prefix, skip_bad, prompt_set)
-    _run(rows, audio, parse, settings, (rate, seconds, codes), home, database, as_json)
+    _run(rows, audio, parse, settings, (rate, seconds, one_channel, codes), home, database, as_json)
 
 
 def _run(
@@ -130,7 +134,7 @@ def _run(
     audio: Path | None,
     parse: Parse,
     settings,
-    shape: tuple[int | None, float | None, str | None],
+    shape: tuple[int | None, float | None, bool, str | None],
     home: Path | None,
     database: str | None,
     as_json: bool,
@@ -144,13 +148,14 @@ def _run(
 
     rows = read_rows(path)
     ws = open_workspace(home, database)
-    rate, seconds, codes = shape
+    rate, seconds, one_channel, codes = shape
     intake = AudioIntake(
         ws.store,
         audio or (path if path.is_dir() else path.parent),
         sample_rate_hz=rate,
         clip_seconds=seconds,
         encode=None if codes is None else codec_of(ws.base_model(codes)),
+        one_channel=one_channel,
     )
     done = import_rows(ws.database, intake, ws.secret.encode(), rows, parse, settings, actor=actor())
     for fault in done.faults:
@@ -166,6 +171,7 @@ def _run(
         f"{done.source}: {done.records} records of {done.rows} rows, {done.clips} clips for {done.prompts} prompts by "
         f"{', '.join(done.versions) or 'nobody'}{votes}"
         + (f"\nlicences: {licences}" if licences else "")
+        + (f"\nmixed, from more than two channels: {done.mixed_down} clips" if done.mixed_down else "")
         + (f"\nleft out: {', '.join(left)}" if left else "")
     )
     emit(asdict(done), text, as_json)

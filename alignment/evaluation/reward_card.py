@@ -100,11 +100,12 @@ def make_card(
     alpha: Interval | None = None,
     level_shifts: tuple[Sequence[str], np.ndarray] | None = None,
     facts: Mapping[str, str] | None = None,
+    contest_votes: int = 0,
 ) -> RewardCard:
     """The card of the evidence. Raises DataError without a preference head or a decisive vote.
 
     ``heard_by``: all votes in which raters may be compared with each other; ``level_shifts``: prompts (n,) and how much
-    each clip's score drops when it is played 6 dB quieter (n,)."""
+    each clip's score drops when it is played 6 dB quieter (n,); ``contest_votes``: how many were left out."""
     pairs, preference = evidence.pairs, evidence.differences["preference"]
     vote = preferences(pairs)
     correct = agreement(preference, vote)
@@ -134,7 +135,7 @@ def make_card(
         name=name, verdict=verdict, headline=headline, findings=findings, asked=asked,
         rows=tuple(_rows(evidence, correct, overall)), baselines=baselines, calibration=calibrated, curve=tuple(curve),
         raters=_rater_figures(heard_by, pairs, correct, alpha), level=level, simulated=simulated,
-        created_at=created_at, facts=dict(facts or {}), notes=_notes(evidence),
+        created_at=created_at, facts=dict(facts or {}), notes=_notes(evidence, contest_votes),
     )  # fmt: skip
 
 
@@ -262,8 +263,11 @@ def _share(values: np.ndarray, pairs: Sequence[Pair]) -> Interval | None:
     return clustered_share(values[kept], [pairs[i].rater_id for i in kept], [pairs[i].prompt_id for i in kept])
 
 
-def _notes(evidence: Evidence) -> tuple[str, ...]:
+def _notes(evidence: Evidence, contest_votes: int) -> tuple[str, ...]:
     notes = []
+    if contest_votes:
+        notes.append(f"{contest_votes:,} votes of contests between versions are left out: they train nothing, and "
+                     "clips of two good versions are hard to tell apart.")  # fmt: skip
     if evidence.folds:
         notes.append("The votes have no test split, so the figures are of the recipe: the model itself learnt from "
                      "votes on these prompts.")  # fmt: skip

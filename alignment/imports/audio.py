@@ -1,4 +1,4 @@
-"""Audio from elsewhere made into clips: found inside one folder, mixed to one channel, measured, stored by content."""
+"""Audio from elsewhere made into clips: found inside one folder, measured, stored by their content."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alignment.audio_facts import mono
 from alignment.clips import ClipStore
 from alignment.domain import AudioFacts
 from alignment.errors import DataError
+from alignment.imports.channels import MOST_CHANNELS, to_two
 from alignment.imports.incoming import AudioRef
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 LONGEST_SECONDS = 600.0
 REMEMBERED = 20_000  # files of which the result is kept: releases name one clip in many battles
-Encode = Callable[[np.ndarray, int], np.ndarray]  # (mono audio, sample rate) -> codes (K, T)
+Encode = Callable[[np.ndarray, int], np.ndarray]  # (audio (samples,) or (samples, 2), rate) -> codes (K, T)
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class StoredAudio:
     audio_sha256: str
     codes_sha256: str | None
     facts: AudioFacts
+    channels: int = 1  # of the file it came in
 
 
 class AudioIntake:
     """Puts files into the store. ``sample_rate_hz`` and ``clip_seconds`` None: as they come.
 
-    Channels are mixed to one, because a clip has one; everything is stored as 16-bit FLAC. ``encode`` gives codes,
-    which are marked as re-encoded: nobody sampled them."""
+    Stereo stays stereo, or with ``one_channel`` is mixed; more than two channels are mixed to two. Everything is stored
+    as 16-bit FLAC. ``encode`` gives codes, which are marked as re-encoded: nobody sampled them."""
 
     def __init__(
         self,
@@ -47,8 +50,10 @@ class AudioIntake:
         sample_rate_hz: int | None = None,
         clip_seconds: float | None = None,
         encode: Encode | None = None,
+        one_channel: bool = False,
     ) -> None:
         self._store, self._root, self._encode = store, root.resolve(), encode
+        self._one_channel = one_channel
         self._rate, self._seconds = sample_rate_hz, clip_seconds
         self._known: OrderedDict[tuple[str, int, int], StoredAudio] = OrderedDict()
 
@@ -85,26 +90,30 @@ class AudioIntake:
             about = soundfile.info(file)
             if about.frames <= 0 or about.duration > LONGEST_SECONDS:
                 raise DataError(f"{name[:100]} has {about.duration:.1f} s; up to {LONGEST_SECONDS:.0f} s are taken")
+            if about.channels > MOST_CHANNELS:
+                raise DataError(f"{name[:100]} has {about.channels} channels; up to {MOST_CHANNELS} are taken")
             if isinstance(file, io.BytesIO):
                 file.seek(0)
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
             raise DataError(f"{name[:100]} is no audio that can be read ({str(error)[:100]})") from None
-        mono = samples.mean(axis=1, dtype=np.float32)
+        audio = to_two(samples, about.subtype)
+        if self._one_channel:
+            audio = mono(audio)
         if self._rate is not None and rate != self._rate:
-            mono, rate = resampled(mono, rate, self._rate), self._rate
+            audio, rate = resampled(audio, rate, self._rate), self._rate
         if self._seconds is not None:
             wanted = round(self._seconds * rate)
-            if len(mono) < wanted:
-                raise DataError(f"{name[:100]} has {len(mono) / rate:.2f} s; {self._seconds:g} s are needed")
-            mono = mono[:wanted]
-        audio_sha256, facts = self._store.put_audio(mono, rate)
-        codes = None if self._encode is None else self._store.put_codes(self._encode(mono, rate))
-        return StoredAudio(audio_sha256, codes, facts)
+            if len(audio) < wanted:
+                raise DataError(f"{name[:100]} has {len(audio) / rate:.2f} s; {self._seconds:g} s are needed")
+            audio = audio[:wanted]
+        audio_sha256, facts = self._store.put_audio(audio, rate)
+        codes = None if self._encode is None else self._store.put_codes(self._encode(audio, rate))
+        return StoredAudio(audio_sha256, codes, facts, about.channels)
 
 
 def resampled(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """The audio (samples,) at another sample rate (polyphase filter), float32."""
+    """The audio (samples,) or (samples, 2) at another sample rate (polyphase filter), float32."""
     from math import gcd
 
     from scipy.signal import resample_poly
@@ -112,14 +121,16 @@ def resampled(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     if rate == wanted:
         return audio
     common = gcd(rate, wanted)
-    return resample_poly(audio, wanted // common, rate // common).astype(np.float32)
+    return resample_poly(audio, wanted // common, rate // common, axis=0).astype(np.float32)
 
 
 def codec_of(model: MusicModel) -> Encode:
-    """The model's codec as a function that gives a clip's codes (K, T)."""
+    """The model's codec as a function that gives a clip's codes (K, T). A model of one channel hears stereo mixed; a
+    stereo model hears one channel as both."""
     from alignment.music.codec import encode
 
     def codes(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
-        return encode(model, resampled(audio, sample_rate_hz, model.sample_rate_hz)[None])[0].numpy()
+        heard = mono(audio) if model.channels == 1 else audio
+        return encode(model, resampled(heard, sample_rate_hz, model.sample_rate_hz)[None])[0].numpy()
 
     return codes

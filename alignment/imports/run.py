@@ -55,6 +55,7 @@ class Imported:
     prompts: int = 0
     versions: tuple[str, ...] = ()
     known: int = 0
+    mixed_down: int = 0  # clips whose files had more than two channels
     not_released: Mapping[str, int] = field(default_factory=dict)
     bad: int = 0
     faults: tuple[str, ...] = ()
@@ -89,8 +90,8 @@ def import_rows(
             raise DataError(_told(checked.bad, checked.rows, checked.faults))
         result = Imported(
             settings.source, None, checked.simulated or False, rows=checked.rows, known=checked.known,
-            not_released=dict(checked.not_released), bad=checked.bad, faults=tuple(checked.faults),
-            licences=dict(sorted(checked.licences.items())),
+            mixed_down=len(checked.mixed), not_released=dict(checked.not_released), bad=checked.bad,
+            faults=tuple(checked.faults), licences=dict(sorted(checked.licences.items())),
         )  # fmt: skip
         if not len(staging):
             return result
@@ -135,6 +136,7 @@ class _Check:
         self._new_faults: list[tuple[str, str]] = []  # (place, sentence) of the batch at hand
         self.licences: Counter[str] = Counter()
         self.not_released: Counter[str] = Counter()
+        self.mixed: set[str] = set()  # sha256 of clips
         self.simulated: bool | None = None
         self.has_votes = False
 
@@ -225,6 +227,7 @@ class _Check:
             stored[0].audio_sha256 == stored[1].audio_sha256
         ):  # fmt: skip
             raise DataError("both sides are the same clip, which a vote cannot tell apart")
+        self.mixed.update(audio.audio_sha256 for audio in stored if audio.channels > 2)
         self.has_votes = self.has_votes or one.vote is not None
         self.licences[one.licence or UNKNOWN] += 1
         self._staging.add(Staged(place, replace(one, clips=tuple(clips)), stored))

@@ -3,15 +3,17 @@
 const BAR = 3;
 const GAP = 2;
 
-/** Loudest sample of each of `count` equal stretches, 0 to 1. */
+/** Loudest sample of each of `count` equal stretches, 0 to 1, in whichever channel it is. */
 export function peaks(buffer, count) {
-  const data = buffer.getChannelData(0);
-  const step = data.length / count;
+  const step = buffer.length / count;
   const found = new Float32Array(count);
-  for (let i = 0; i < count; i++) {
-    let peak = 0;
-    for (let j = Math.floor(i * step); j < Math.floor((i + 1) * step); j++) peak = Math.max(peak, Math.abs(data[j]));
-    found[i] = peak;
+  for (let c = 0; c < buffer.numberOfChannels; c++) {
+    const data = buffer.getChannelData(c);
+    for (let i = 0; i < count; i++) {
+      let peak = found[i];
+      for (let j = Math.floor(i * step); j < Math.floor((i + 1) * step); j++) peak = Math.max(peak, Math.abs(data[j]));
+      found[i] = peak;
+    }
   }
   return found;
 }
