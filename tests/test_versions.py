@@ -141,13 +141,13 @@ def test_workers_that_register_one_job_at_once_register_it_once(any_database, ma
 def test_workers_that_register_one_base_at_once_register_it_once(any_database, made: Registry):  # noqa: F811
     start, got = threading.Barrier(6), []
 
-    def register(number: int) -> None:
+    def register(name: str) -> None:
         start.wait()
         got.append(register_base(any_database, name=name, base=str(made.source), base_sha256="a" * 64).id)
 
     for name in [f"base-{number}" for number in range(8)]:
         got.clear()
-        threads = [threading.Thread(target=register, args=(number,)) for number in range(6)]
+        threads = [threading.Thread(target=register, args=(name,)) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
