@@ -76,8 +76,25 @@ def only(home: Path, query: str) -> tuple:
         return connection.execute(query).fetchone()
 
 
+def until(asked: list[str], there: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """torchrun with the command under way, and its workers, as soon as a file is there."""
+    process = subprocess.Popen(asked, env=ENVIRONMENT, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while not there.is_file():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, [int(child) for child in children]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_two_processes_sing_the_pool_together_and_register_one_version(home: Path) -> None:
-    attuned = write(home.parent, "dpo.yaml", TRAINER | {"per_device_train_batch_size": 2})
+    attuned = write(home.parent, "dpo.yaml", TRAINER | {"per_device_train_batch_size": 2, "learning_rate": 1e-4})
     turn_by_hand(home, [("reward", "train", "r", "--snapshot", "v")])
     done = attune_together(
         home, "align", "dpo", "w", "--snapshot", "v", "--reward", "r", "--best-of", "3", "--config", attuned, "--json"
@@ -138,22 +155,21 @@ def test_ppo_in_two_processes_trains_as_one_does_and_goes_on_after_one_was_kille
         torch.testing.assert_close(whole[name], alone[name], rtol=0, atol=3e-4)
 
     run = tmp_path / "killed" / "runs" / "n" / "ppo"
-    process = subprocess.Popen(
-        command(tmp_path / "killed", *asked), env=ENVIRONMENT, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
-    )
-    while not (run / "checkpoint-2" / "trainer_state.json").is_file():
-        assert process.poll() is None, process.stderr.read()[-3000:]
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGKILL)
+    process, workers = until(command(tmp_path / "killed", *asked), run / "checkpoint-1" / "trainer_state.json")
+    os.kill(workers[1], signal.SIGKILL)
     said = process.communicate()[1]
     assert process.returncode != 0
     assert len(sentences(said)) <= 1 and "(pid: " in said  # torchrun names the one that was killed
+    resumed = command(tmp_path / "killed", *asked, "--resume")
+    process, workers = until(resumed, run / "checkpoint-3" / "trainer_state.json")
+    process.kill()
+    process.communicate()  # which ends when nobody holds the pipe any more
+    assert not any(is_alive(worker) for worker in workers)
     assert only(tmp_path / "killed", "select count(*) from version where name = 'n'") == (0,)
     again = attune_together(tmp_path / "killed", *asked, "--resume")
     assert again.returncode == 0, again.stderr[-3000:]
-    resumed = weights(run)
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    after = weights(run)
+    assert all(torch.equal(after[name], whole[name]) for name in whole)
 
 
 FAILING = """

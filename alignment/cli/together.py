@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from datetime import timedelta
 
@@ -25,7 +26,17 @@ def meet_the_others() -> None:
         from alignment.music.placement import choose
         from alignment.training.ranks import meet
 
+        _end_with_torchrun()
         meet(choose().device)
+
+
+def _end_with_torchrun() -> None:
+    """From now on the kernel (Linux) ends this process when torchrun, which started it, was killed."""
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def is_first_to_say() -> bool:
