@@ -22,6 +22,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 from alignment.db import accounts as queries
 from alignment.db.accounts import ROLES, Account
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow
 from alignment.db.engine import Database
 from alignment.db.people import add_audit
@@ -108,6 +109,7 @@ class Accounts:
             check_password(name, password)
         digest = None if password is None else self._hash(password)
         with self.database.session() as s:
+            one_at_a_time(s, "account", name)
             if queries.find_account(s, name) is not None:
                 raise DataError(f"An account is called {name} already; choose another name.")
             account = queries.add_account(s, name=name, role=role, password_hash=digest, now=self._clock())

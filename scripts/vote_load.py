@@ -277,6 +277,13 @@ def count(database: Database, ledger: Ledger) -> Count:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of this machine that nobody listens at; below those that Linux gives to outgoing connections, one of which
+    could otherwise have it by the time that a server starts there."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

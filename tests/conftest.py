@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,17 @@ os.environ.update(
 for name in ("ATTUNE_HOME", "ATTUNE_DATABASE", "ATTUNE_STORE", "ATTUNE_SECRET"):
     os.environ.pop(name, None)
 sys.path.insert(0, str(Path(__file__).parent))  # the *_support modules
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that serves sets up the logging of its process, onto a stream that is closed when its test is over."""
+    loggers = [logging.getLogger(name) for name in (None, "rating_app", "alignment", "uvicorn", "uvicorn.error")]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -20,6 +19,7 @@ import sqlalchemy as sa
 from alignment.db import clips, migrate, prompts, studies, versions
 from alignment.db.engine import Database, create_engine, open_database
 from alignment.domain import AudioFacts, Battle, Clip, GenerationConfig, Prompt, RaterKind, Split
+from scripts.vote_load import free_port
 
 FACTS = AudioFacts(
     sample_rate_hz=16000, seconds=4.0, lufs=-20.0, true_peak_dbtp=-1.5, silence_ratio=0.0, clipping_ratio=0.0
@@ -128,9 +128,7 @@ def _debian_server(binaries: Path) -> Iterator[str]:
     prefix = ["runuser", "-u", "postgres", "--"] if as_root else []
     if as_root:
         shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def call(*command: str) -> None:
         # Into a file: a server that inherits a pipe would keep us waiting for its end.

@@ -121,4 +121,4 @@ def test_the_template_gives_gradio_nothing_to_evaluate():
 
 def test_the_app_loads_no_torch():
     code = "import sys, rating_app.app, rating_app.serve; sys.exit('torch' in sys.modules or 'gradio' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

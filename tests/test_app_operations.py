@@ -240,13 +240,13 @@ class served:
 
 
 async def say_and_wait(port: int, *parts: bytes) -> bytes:
-    """What the server says before it closes the connection; it is given 10 s to do so."""
+    """What the server says before it closes the connection; it is given a minute to do so."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for part in parts:
         writer.write(part)
         await writer.drain()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read()
     finally:
         writer.close()
@@ -263,12 +263,15 @@ async def say_and_wait(port: int, *parts: bytes) -> bytes:
     ids=["says nothing", "no line end", "no end of headers", "a second request without end"],
 )
 def test_a_request_that_is_not_sent_in_time_loses_its_connection(site: Site, parts: tuple[bytes, ...]):
+    one_is_whole = len(parts) == 2 and b"\r\n\r\n" in parts[0]
+
     async def attack() -> bytes:
-        async with served(site.app) as server:
+        # Where an answer is due, a busy machine needs time to send the request.
+        async with served(site.app, header_seconds=1.0 if one_is_whole else 0.2) as server:
             return await say_and_wait(server.port, *parts)
 
     answer = asyncio.run(attack())
-    assert answer.count(b"HTTP/1.1 200") == (1 if len(parts) == 2 and b"\r\n\r\n" in parts[0] else 0)
+    assert answer.count(b"HTTP/1.1 200") == (1 if one_is_whole else 0)
 
 
 def test_a_body_that_does_not_arrive_is_refused_and_blocks_no_thread(site: Site, monkeypatch):

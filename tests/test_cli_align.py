@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from alignment.db.versions import list_versions
 from alignment.domain import Split
 from alignment.versions import lineage
 from tests.circle_support import attune, leftovers, turn_by_hand
+from tests.together_support import PPO, attune_together
 
 STEPS = (
     ("db", "upgrade"),
@@ -231,3 +233,25 @@ def test_a_constant_reward_is_refused(home: Path) -> None:
         weighted_scorer(model, SharedEncoder(ws.encoder), {"quality": 1.0}, ["a piano"] * 4, same, 16_000)
     scorer = weighted_scorer(model, SharedEncoder(ws.encoder), {"quality": 1.0}, ["a piano"] * 4, audio, 16_000)
     assert scorer.score_parts(["a piano"] * 4, audio, 16_000)[0].mean() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_two_processes_train_by_one_command_and_one_of_them_records_and_speaks(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home, tmp_path / "home")
+    stage = {"name": "p", "method": "ppo", "ppo": PPO | {"max_steps": 1, "save_steps": 0}}
+    recipe = {"generation": {"clip_seconds": 0.5}, "watch": RECIPE["watch"], "train_prompts": 6, "beside": None}
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(recipe | {"stages": [stage]}))
+    models = ("--reward", "v1-reward", "--watch", "v1-watch")
+    done = attune_together(
+        tmp_path / "home", "align", "run", tmp_path / "ppo.yaml", "p1", "--snapshot", "votes-1", *models, "--json"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads(line)["versions"] for line in done.stdout.splitlines() if line.startswith("{")] == [["p1"]]
+    assert done.stderr.count("p (ppo): ") == 1
+    with sqlite3.connect(tmp_path / "home" / "attune.db") as connection:
+        audit = "select count(*) from audit_log where action = 'version.register' and subject = 'p1'"
+        assert connection.execute(audit).fetchone() == (1,)
+        assert connection.execute("select count(*) from train_run where kind = 'ppo'").fetchone() == (1,)
+    folder = tmp_path / "home" / "runs" / "p1"
+    lines = [json.loads(line) for line in (folder / "p" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines] == [0, 1]
+    assert (folder / "report.html").is_file() and leftovers(folder) == []

@@ -45,16 +45,11 @@ from rating_app.doorway import Doorway
 from rating_app.logs import configure_logging
 from rating_app.server import settle
 from rating_app.singer import Singer
+from scripts.vote_load import free_port
 
 __all__ = ["postgres_server", "postgres_url", "sqlite_database", "sqlite_url"]
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ask_until(done: Callable[[], object], *, seconds: float = 300) -> object:

@@ -346,9 +346,9 @@ def test_choosing_among_ten_thousand_battles_takes_less_than_five_milliseconds(s
         session = _session(service, choice)
         took = []
         for _ in range(30):
-            began = time.perf_counter()
+            began = time.thread_time()
             pair = service.next_assignment(session, rng=rng)
-            took.append(time.perf_counter() - began)
+            took.append(time.thread_time() - began)
             _vote(service, session, pair)
-        # The best of many: a busy machine may be slow, the choice itself may not. The first ones load the pool.
+        # Processor time, and the best of many: a busy machine may be slow, the choice may not. The first load the pool.
         assert min(took[10:]) < 0.005

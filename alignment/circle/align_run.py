@@ -21,6 +21,7 @@ from alignment.config import AlignRecipe
 from alignment.domain import Prompt, Version, canonical_sha256
 from alignment.evaluation.overoptimisation import GOLD, Look, RunPage, StageLooks
 from alignment.evaluation.overoptimisation_page import write_page
+from alignment.training.processes import from_first_process
 
 GOLD_LISTENERS = 24
 
@@ -75,6 +76,16 @@ def run_recipe(
         compared[stage.version] = stage.kept
         if stage.looks[-1].step != stage.kept_step:
             compared[f"{stage.version}, last step"] = stage.looks[-1]
+    # Under torchrun one process hears the pool and writes the page; the others get what it found.
+    return from_first_process(lambda: _described(ws, name, ground, scorers, versions, stages, compared, bar))
+
+
+def _described(
+    ws: Workspace, name: str, ground: Ground, scorers: Scorers, versions: list[Version], stages: list[StageLooks],
+    compared: dict[str, Look], bar: Bar,
+) -> Run:  # fmt: skip
+    """What the run came to, beside best-of-N, and its page."""
+    recipe, folder = ground.recipe, ground.folder
     with bar("best of N") as progress:
         pool = pool_of(ws, ground, scorers)
         progress(1, 1)

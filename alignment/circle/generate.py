@@ -91,6 +91,7 @@ def generate_clips(
         if ranks.count > 1:
             wait_for_all()
             known = known_clips()
+            progress(len(wanted), len(wanted))
     out: Clips = {prompt.id: [] for prompt in prompts}
     for prompt, one in wanted:
         out[prompt.id].append(known[prompt.id, one])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from alignment.db.versions import list_versions
 from alignment.domain import Prompt, Split, Version
 from alignment.errors import DataError, NotFoundError
 from alignment.evaluation.overoptimisation import StageLooks
+from alignment.training.processes import from_first_process
 from alignment.versions import register_adapter
 
 if TYPE_CHECKING:
@@ -67,17 +69,17 @@ def prepare(
     start = ws.version(parent)
     ws.policy(start)
     with bar("clips of the snapshot"):
-        rewarding.check_clips(ws, snapshot)
+        from_first_process(lambda: rewarding.check_clips(ws, snapshot))
     with bar("two reward models") as progress:
-        models = (
-            rewarding.given_reward_models(ws, *reward_names)
+        models = from_first_process(
+            lambda: rewarding.given_reward_models(ws, *reward_names)
             if reward_names
             else rewarding.two_reward_models(
                 ws, name, snapshot, recipe.reward, share=recipe.watch.held_out_share, seed=recipe.seed,
                 progress=progress,
             )
         )  # fmt: skip
-    prompts, watched = _prompts(ws, recipe, models)
+    prompts, watched = from_first_process(lambda: _prompts(ws, recipe, models))
     base = _base_of(ws, start)
     with bar("the base sings") as progress:
         scale = sing(ws, base, prompts[:SCALE_PROMPTS], recipe, each=SCALE_CLIPS, seed=recipe.seed, progress=progress)
@@ -133,7 +135,8 @@ def run_stage(
         "history": result.history, "watched": result.watched, "kept_step": result.best_step, "steps": result.steps,
         "stopped": result.stopped, "reward": scorers.proxy.about(), "held_out_reward": scorers.held_out.about(),
     }  # fmt: skip
-    version = register_adapter(
+    register = partial(
+        register_adapter,
         ws.database, ws.store, name=new, parent=parent, adapter=result.adapter_dir, commit=current_commit(),
         simulated=ground.models.simulated or ground.snapshot.frozen.simulated or parent.simulated,
         job_id=ground.job_id and f"{ground.job_id}/{new}",  # a job may train several versions
@@ -147,6 +150,7 @@ def run_stage(
             },
         },
     )  # fmt: skip
+    version = from_first_process(register)  # under torchrun one of them records
     return version, _looks(stage, new, folder, result.best_step, result.steps, result.seconds)
 
 
@@ -176,7 +180,7 @@ def _train(
     from alignment.training.expert_iteration import train_expert
 
     sung = sing(ws, parent, ground.prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number)
-    scores = score_sung(scorers.proxy, sung)  # (P, N)
+    scores = from_first_process(lambda: score_sung(scorers.proxy, sung))  # (P, N), the same to the last bit for all
     texts = [prompt.text for prompt in sung.prompts]
     model = ws.policy(parent)
     if stage.method == "expert":

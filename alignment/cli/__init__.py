@@ -27,6 +27,7 @@ from alignment.cli import (
     reward,
     serve,
     study,
+    together,
     versions,
     worker,
 )
@@ -90,6 +91,7 @@ def main() -> None:
         code = _fail(STOPPED, INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            together.is_first_to_say()
             raise
         code = _fail(f"{error.filename or 'A file'} cannot be written ({error.strerror}); free space or choose --home.")
     except Exception as error:
@@ -98,23 +100,21 @@ def main() -> None:
         if show is None:
             if type(error).__name__ == "Abort":
                 code = _fail("Stopped.", INTERRUPTED)
+            elif together.is_left_alone(error):
+                code = _fail(together.LEFT_ALONE)
             else:
+                together.is_first_to_say()  # the traceback does
                 raise
         else:
-            show()
+            if together.is_first_to_say():
+                show()
             code = status
-    _take_leave()
+    together.take_leave(code or 0)
     sys.exit(code or 0)
-
-
-def _take_leave() -> None:
-    """Processes that torchrun started part in order: gloo aborts one that ends with the others still connected."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _fail(message: str, code: int = 1) -> int:
     sys.stdout.flush()
-    print(f"attune: {message}", file=sys.stderr)
+    if together.is_first_to_say():
+        print(f"attune: {message}", file=sys.stderr, flush=True)
     return code

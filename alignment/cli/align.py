@@ -21,6 +21,7 @@ from alignment.cli.common import (
     settings_of,
     table,
 )
+from alignment.cli.together import meet_the_others
 
 if TYPE_CHECKING:
     from alignment.circle.align_run import Run
@@ -77,6 +78,7 @@ def expert(
     """Expert iteration: imitate the clips that a reward model likes best; best-of-N stands beside it."""
     from alignment.config import REPOSITORY, ExpertSettings, load_recipe
 
+    meet_the_others()
     settings = load_recipe(config or REPOSITORY / "configs" / "expert.yaml", ExpertSettings)
     stage = {"name": "expert", "method": "expert", "expert": settings.model_dump(), "clips_per_prompt": clips}
     _one_stage(name, stage, weight, settings.seed, snapshot, parent, reward_model, watch, resume, seed, home, database,
@@ -107,6 +109,7 @@ def ppo(
     """Proximal policy optimisation of the reward; best-of-N and expert iteration stand beside it."""
     from alignment.config import REPOSITORY, PpoSettings, load_recipe
 
+    meet_the_others()
     settings = load_recipe(config or REPOSITORY / "configs" / "ppo.yaml", PpoSettings)
     stage = {"name": "ppo", "method": "ppo", "ppo": settings.model_dump(), "reference": reference}
     _one_stage(name, stage, weight, settings.seed, snapshot, parent, reward_model, watch, resume, seed, home, database,
@@ -133,6 +136,7 @@ def run(
     """Train a recipe's stages one after the other, watched by a reward model from other raters and prompts."""
     from alignment.config import AlignRecipe, load_recipe
 
+    meet_the_others()
     chosen = load_recipe(recipe, AlignRecipe)
     if seed is not None:
         chosen = chosen.model_copy(update={"seed": seed})
@@ -160,6 +164,7 @@ def best_of_n(
     """What choosing the best of N clips gives, without training: proxy and held-out reward from one pool."""
     from alignment.config import AlignRecipe, parse_recipe
 
+    meet_the_others()
     sizes = sorted({most} | {n for n in (2, 4, 8, 16, 32) if n < most})
     recipe = parse_recipe(
         {"stages": [{"name": "pool", "method": "expert", "reward": _weights(weight)}], "seed": seed or 0,
@@ -171,6 +176,7 @@ def best_of_n(
     from alignment.circle import align_run, stages
     from alignment.evaluation.overoptimisation import best_of_rows, look_row
     from alignment.evaluation.terminal import number
+    from alignment.training.processes import from_first_process
 
     ws, folder, taken = _open(f"best-of-n-{version}", snapshot, home, database)
     ground = stages.prepare(
@@ -178,7 +184,8 @@ def best_of_n(
         reward_names=_both(reward_model, watch), resume=True, bar=bar,
     )  # fmt: skip
     with bar("pool"):
-        pool = align_run.pool_of(ws, ground, stages.scorers_of(ground, recipe.stages[0]))
+        scorers = stages.scorers_of(ground, recipe.stages[0])
+        pool = from_first_process(lambda: align_run.pool_of(ws, ground, scorers))
     rows = []
     for row in (look_row(version, pool), *best_of_rows(pool, recipe.watch.best_of)):
         shown = {"of": row.name, "kl": number(row.nats) if row.kl_bound is None else f"<= {number(row.kl_bound)}"}

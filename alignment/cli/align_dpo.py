@@ -19,6 +19,7 @@ from alignment.cli.common import (
     open_workspace,
     settings_of,
 )
+from alignment.cli.together import meet_the_others
 
 Config = Annotated[Path | None, typer.Option(help="Recipe (YAML).", show_default=False)]
 
@@ -44,6 +45,7 @@ def dpo(
     """Direct preference optimisation with a LoRA adapter; registers the result as a new version."""
     from alignment.config import REPOSITORY, DpoSettings, load_recipe
 
+    meet_the_others()
     settings = load_recipe(config or REPOSITORY / "configs" / "dpo.yaml", DpoSettings)
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
@@ -53,6 +55,7 @@ def dpo(
     from alignment.db import prompts as queries
     from alignment.db import runs
     from alignment.domain import GenerationConfig, Split
+    from alignment.training.processes import from_first_process
 
     ws = open_workspace(home, database)
     start = ws.version(parent)
@@ -70,7 +73,7 @@ def dpo(
             clips = generate_clips(
                 ws, parent, prompts, GenerationConfig(), per_prompt=best_of, seed=settings.seed, progress=progress
             )
-        pool = (prompts, clips, learn.score_clips(ws, scorer, prompts, clips))
+        pool = (prompts, clips, from_first_process(lambda: learn.score_clips(ws, scorer, prompts, clips)))
     run_dir = Path(settings_of(home, database).store).parent / "runs" / name
     with bar("DPO") as progress:
         version, result = learn.align_dpo(

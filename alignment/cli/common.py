@@ -83,6 +83,9 @@ def bar(name: str) -> Iterator[Progress]:
     import time
 
     began = time.monotonic()
+    if os.environ.get("RANK", "0") != "0":  # torchrun's: one process shows for all
+        yield lambda done, total: None
+        return
     if not sys.stderr.isatty():
         yield _json_progress(name) if os.environ.get("ATTUNE_PROGRESS") == "json" else lambda done, total: None
         print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)

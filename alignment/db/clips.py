@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import insert_new
 from alignment.db.base import utcnow, uuid7
 from alignment.db.batches import batches
 from alignment.db.generations import add_generation_config, generation_of
@@ -68,27 +69,12 @@ def add_clips(s: Session, clips: Sequence[NewClip]) -> list[Clip]:
     version_ids = {name: get_version(s, name).id for name in {clip.version for clip in clips}}
     configs = {g: add_generation_config(s, g) for g in dict.fromkeys(clip.generation for clip in clips)}
     keys = [(c.prompt_id, version_ids[c.version], configs[c.generation], c.seed) for c in clips]
-    known: dict[tuple, Clip] = {}
-    for part in batches(dict.fromkeys((prompt, seed) for prompt, _, _, seed in keys)):
-        # The prompts alone once more, because SQLite finds no index for pairs.
-        asked = (
-            ClipRow.prompt_id.in_({prompt for prompt, _ in part}),
-            sa.tuple_(ClipRow.prompt_id, ClipRow.seed).in_(part),
-        )
-        query = _QUERY.where(*asked, ClipRow.version_id.in_(set(version_ids.values())))
-        for row, version, config in s.execute(query):
-            key = (row.prompt_id, row.version_id, row.generation_config_id, row.seed)
-            known[key] = _clip(row, version, config)
+    known = _by_key(s, keys)
     fresh = []
     now = utcnow()
     for key, new in zip(keys, clips, strict=True):
         if key in known:
-            old = known[key]
-            if (old.audio_sha256, old.codes_sha256) != (new.audio_sha256, new.codes_sha256):
-                raise DataError(
-                    f"Version {new.version} has sung this prompt with seed {new.seed} before and it sounded "
-                    f"otherwise ({old.audio_sha256[:12]} instead of {new.audio_sha256[:12]}); use another seed."
-                )
+            _require_same(known[key], new)
             continue
         clip = Clip(
             id=uuid7(),
@@ -124,9 +110,37 @@ def add_clips(s: Session, clips: Sequence[NewClip]) -> list[Clip]:
                 "created_at": now,
             }
         )
-    if fresh:
-        s.execute(sa.insert(ClipRow), fresh)
+    if fresh and insert_new(s, ClipRow, fresh, key=_KEY):
+        known |= _by_key(s, keys)
+        for key, new in zip(keys, clips, strict=True):
+            _require_same(known[key], new)
     return [known[key] for key in keys]
+
+
+def _require_same(old: Clip, new: NewClip) -> None:
+    if (old.audio_sha256, old.codes_sha256) != (new.audio_sha256, new.codes_sha256):
+        raise DataError(
+            f"Version {new.version} has sung this prompt with seed {new.seed} before and it sounded "
+            f"otherwise ({old.audio_sha256[:12]} instead of {new.audio_sha256[:12]}); use another seed."
+        )
+
+
+_KEY = ("prompt_id", "version_id", "generation_config_id", "seed")
+
+
+def _by_key(s: Session, keys: Sequence[tuple]) -> dict[tuple, Clip]:
+    """The clips on record of these (prompt, version, generation, seed)."""
+    found: dict[tuple, Clip] = {}
+    versions = {version for _, version, _, _ in keys}
+    for part in batches(dict.fromkeys((prompt, seed) for prompt, _, _, seed in keys)):
+        # The prompts alone once more, because SQLite finds no index for pairs.
+        asked = (
+            ClipRow.prompt_id.in_({prompt for prompt, _ in part}),
+            sa.tuple_(ClipRow.prompt_id, ClipRow.seed).in_(part),
+        )
+        for row, version, config in s.execute(_QUERY.where(*asked, ClipRow.version_id.in_(versions))):
+            found[tuple(getattr(row, name) for name in _KEY)] = _clip(row, version, config)
+    return found
 
 
 def list_clips(

@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow, uuid7
 from alignment.db.clips import get_clips
 from alignment.db.prompts import get_prompts
@@ -129,6 +130,7 @@ def save_comparison(s: Session, new: NewComparison) -> Comparison:
 
     Raises NotFoundError on an unknown version or clip, DataError when the name stands for another comparison or an
     n differs among the versions (what fewer clips say cannot be set beside what more say)."""
+    one_at_a_time(s, "comparison", new.name)
     known = find_comparison(s, job_id=new.job_id) if new.job_id else None
     known = known or find_comparison(s, name=new.name)
     if known is not None:
@@ -176,6 +178,7 @@ def _check_equal_n(metrics: Sequence[Measured]) -> None:
 def attach_study(s: Session, comparison: str, study: str) -> None:
     """Say that listeners compare these versions in that study; said again it changes nothing. Raises NotFoundError."""
     ids = {"comparison_id": get_comparison(s, comparison).id, "study_id": get_study(s, study).id}
+    one_at_a_time(s, "comparison_study", ids)
     if s.get(ComparisonStudyRow, ids) is None:
         s.execute(sa.insert(ComparisonStudyRow).values(**ids))
 

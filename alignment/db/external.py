@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow, uuid7
 from alignment.db.batches import batches
 from alignment.db.tables import (
@@ -175,6 +176,7 @@ def _ends(s: Session, session_ids: set[uuid.UUID]) -> dict[uuid.UUID, tuple[int,
 
 def add_study_versions(s: Session, study_id: uuid.UUID, names: Iterable[str]) -> None:
     """Adds versions to those that the study compares."""
+    one_at_a_time(s, "study_version", study_id)
     had = set(s.scalars(sa.select(StudyVersionRow.version_id).where(StudyVersionRow.study_id == study_id)))
     new = {get_version(s, name).id for name in names} - had
     if new:

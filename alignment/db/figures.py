@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import uuid7
 from alignment.db.batches import batches
 from alignment.db.tables import (
@@ -325,6 +326,7 @@ def set_clip_scores(
     s: Session, reward_model_id: uuid.UUID, scores: Mapping[uuid.UUID, tuple[float, float]], now: datetime
 ) -> None:
     """Record (preference, uncertainty) of each clip, in place of what the same model said before."""
+    one_at_a_time(s, "clip_score", reward_model_id)
     for part in batches(list(scores)):
         s.execute(
             sa.delete(ClipScoreRow).where(

@@ -7,6 +7,7 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import insert_new
 from alignment.db.base import utcnow, uuid7
 from alignment.db.tables import GenerationConfigRow
 from alignment.domain import GenerationConfig
@@ -19,20 +20,18 @@ def generation_of(row: GenerationConfigRow) -> GenerationConfig:
 
 def add_generation_config(s: Session, generation: GenerationConfig) -> uuid.UUID:
     """The id of this setting, stored once."""
-    digest = generation.sha256
-    known = s.scalar(sa.select(GenerationConfigRow.id).where(GenerationConfigRow.sha256 == digest))
+    query = sa.select(GenerationConfigRow.id).where(GenerationConfigRow.sha256 == generation.sha256)
+    known = s.scalar(query)
     if known is not None:
         return known
-    new = uuid7()
-    s.execute(
-        sa.insert(GenerationConfigRow).values(
-            id=new,
-            sha256=digest,
-            temperature=generation.temperature,
-            top_k=generation.top_k,
-            guidance=generation.guidance,
-            clip_seconds=generation.clip_seconds,
-            created_at=utcnow(),
-        )
-    )
-    return new
+    new = {
+        "id": uuid7(),
+        "sha256": generation.sha256,
+        "temperature": generation.temperature,
+        "top_k": generation.top_k,
+        "guidance": generation.guidance,
+        "clip_seconds": generation.clip_seconds,
+        "created_at": utcnow(),
+    }
+    insert_new(s, GenerationConfigRow, [new], key=["sha256"])
+    return s.scalars(query).one()

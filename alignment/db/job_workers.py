@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow
 from alignment.db.tables_jobs import JobScheduleRow, JobWorkerRow
 from alignment.errors import DataError, NotFoundError
@@ -47,6 +48,7 @@ class ScheduleView:
 
 def beat(s: Session, *, name: str, host: str, pid: int, code: str) -> None:
     """A sign of life of the worker ``name``."""
+    one_at_a_time(s, "job_worker", name)
     values = {"host": host, "pid": pid, "code": code, "seen": utcnow(), "ended": None}
     if s.execute(sa.update(JobWorkerRow).where(JobWorkerRow.name == name).values(**values)).rowcount == 0:
         s.add(JobWorkerRow(name=name, **values))
@@ -74,6 +76,7 @@ def add_schedule(
     s: Session, *, name: str, kind: str, cron: str, recipe: Mapping[str, Any], next_at: datetime, asked_by: str | None
 ) -> ScheduleView:
     """Raises DataError for a taken name."""
+    one_at_a_time(s, "schedule", name)
     if s.get(JobScheduleRow, name) is not None:
         raise DataError(f"There is a schedule {name} already; remove it first, or give this one another --name.")
     row = JobScheduleRow(

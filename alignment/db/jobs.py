@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow
 from alignment.db.tables_jobs import OPEN_STATES, JobLogRow, JobRow, JobStepRow
 from alignment.errors import NotFoundError
@@ -75,6 +76,7 @@ def add_job(
     s: Session, *, job_id: str, kind: str, recipe: Mapping[str, Any], asked_by: str | None, schedule: str | None = None,
 ) -> JobRecord:  # fmt: skip
     """The new job, queued. The same ``job_id`` again gives the job that it asked for."""
+    one_at_a_time(s, "job", job_id)
     known = s.get(JobRow, job_id)
     if known is None:
         known = JobRow(
@@ -227,6 +229,7 @@ def wait_step(s: Session, job_id: str, name: str, answer: Mapping[str, Any]) -> 
 
 def step_names(s: Session, job_id: str, names: Sequence[str]) -> None:
     """Makes the steps of the job those of its kind, in order; what is known of them stays."""
+    one_at_a_time(s, "job", job_id)
     have = {row.name: row for row in s.scalars(sa.select(JobStepRow).where(JobStepRow.job_id == job_id))}
     for place, name in enumerate(names):
         if name in have:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import insert_new
 from alignment.db.base import utcnow, uuid7
 from alignment.db.batches import batches
 from alignment.db.tables import PromptRow
@@ -30,13 +31,12 @@ def add_prompts(s: Session, items: Sequence[tuple[str, str, Split, Mapping[str, 
         if not text.strip():
             raise DataError("A prompt is empty; give some words.")
         digests.append(hashlib.sha256(text.encode()).hexdigest())
-    known: dict[str, Prompt] = {}
-    for part in batches(digests):
-        for row in s.scalars(sa.select(PromptRow).where(PromptRow.sha256.in_(part))):
-            known[row.sha256] = _prompt(row)
+    known = _by_digest(s, digests)
     fresh = []
     for digest, (text, source, split, tags) in zip(digests, items, strict=True):
-        if digest not in known:
+        if digest in known:
+            _require_split(known[digest], split)
+        else:
             prompt = Prompt(uuid7(), text, source, Split(split), dict(tags))
             known[digest] = prompt
             fresh.append(
@@ -50,14 +50,27 @@ def add_prompts(s: Session, items: Sequence[tuple[str, str, Split, Mapping[str, 
                     "created_at": utcnow(),
                 }
             )
-        elif known[digest].split != split:
-            raise DataError(
-                f"The prompt {text!r} is in split {known[digest].split.value}, not {Split(split).value}; "
-                "a prompt's split never changes."
-            )
-    if fresh:
-        s.execute(sa.insert(PromptRow), fresh)
+    if fresh and insert_new(s, PromptRow, fresh, key=["sha256"]):
+        known |= _by_digest(s, [row["sha256"] for row in fresh])
+        for digest, (_, _, split, _) in zip(digests, items, strict=True):
+            _require_split(known[digest], split)
     return [known[digest] for digest in digests]
+
+
+def _require_split(known: Prompt, split: Split) -> None:
+    if known.split != split:
+        raise DataError(
+            f"The prompt {known.text!r} is in split {known.split.value}, not {Split(split).value}; "
+            "a prompt's split never changes."
+        )
+
+
+def _by_digest(s: Session, digests: Iterable[str]) -> dict[str, Prompt]:
+    found = {}
+    for part in batches(digests):
+        for row in s.scalars(sa.select(PromptRow).where(PromptRow.sha256.in_(part))):
+            found[row.sha256] = _prompt(row)
+    return found
 
 
 def known_prompts(s: Session, texts: Iterable[str]) -> dict[str, Prompt]:

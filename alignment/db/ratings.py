@@ -10,6 +10,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow, uuid7
 from alignment.db.tables import (
     ClipRatingRow,
@@ -56,6 +57,7 @@ class SavedRating:
 
 def add_items(s: Session, study_id: uuid.UUID, items: Sequence[tuple[uuid.UUID, uuid.UUID, str]]) -> int:
     """How many of the (prompt, clip, kind) were new to the study."""
+    one_at_a_time(s, "rating_item", study_id)
     known = set(s.scalars(sa.select(RatingItemRow.clip_id).where(RatingItemRow.study_id == study_id)))
     now = utcnow()
     fresh = {

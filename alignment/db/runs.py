@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow, uuid7
 from alignment.db.tables import RewardModelRow, SnapshotRow, TrainRunRewardModelRow, TrainRunRow
 from alignment.errors import DataError, NotFoundError
@@ -66,6 +67,7 @@ def add_train_run(
     """The id of the recorded run, which ``reward_models`` scored or watched. With a ``job_id``, recording the same job
     again gives the same id. Raises NotFoundError for an unknown reward model."""
     if job_id is not None:
+        one_at_a_time(s, "train_run", job_id)
         known = s.scalar(sa.select(TrainRunRow.id).where(TrainRunRow.job_id == job_id))
         if known is not None:
             return known
@@ -137,6 +139,7 @@ def add_reward_model(
     """The id of the reward model of this name, recorded if it is new.
 
     Raises DataError when the name stands for another artefact."""
+    one_at_a_time(s, "reward_model", name)
     known = s.scalar(sa.select(RewardModelRow).where(RewardModelRow.name == name))
     if known is not None:
         if known.artefact_sha256 != artefact_sha256:

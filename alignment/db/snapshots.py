@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow, uuid7
 from alignment.db.batches import batches
 from alignment.db.external import licences_of_votes
@@ -60,6 +61,7 @@ def add_snapshot(
     Raises DataError when the name stands for other content, or when a member's rater is human and ``simulated`` is
     True or the other way round (they never share a snapshot), or when a member's rater has withdrawn, or when the
     policy says ``commercial`` and a member came under a licence that does not allow it."""
+    one_at_a_time(s, "snapshot", name)
     known = s.scalar(sa.select(SnapshotRow).where(SnapshotRow.name == name))
     if known is not None:
         if known.content_sha256 != content_sha256:

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow, uuid7
 from alignment.db.clips import get_clips
 from alignment.db.tables import (
@@ -91,6 +92,7 @@ def create_study(
     )
     if not wanted.minimum_listening_seconds >= 0:
         raise DataError(f"Study {name}: the minimum listening is {minimum_listening_seconds}; it must be 0 or more.")
+    one_at_a_time(s, "study", name)
     row = s.scalar(sa.select(StudyRow).where(StudyRow.name == name))
     if row is not None:
         old = _study(s, row)
@@ -152,6 +154,7 @@ def set_state(s: Session, study_id: uuid.UUID, state: str) -> None:
 def add_prompt_set(s: Session, name: str, prompt_ids: Iterable[uuid.UUID]) -> uuid.UUID:
     """The id of the prompt set of this name, created if it is new. Raises DataError when it holds other prompts."""
     wanted = set(prompt_ids)
+    one_at_a_time(s, "prompt_set", name)
     known = s.scalar(sa.select(PromptSetRow.id).where(PromptSetRow.name == name))
     if known is not None:
         if set(prompts_of_set(s, name)) != wanted:

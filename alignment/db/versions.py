@@ -8,6 +8,7 @@ from dataclasses import replace
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
+from alignment.db.at_once import one_at_a_time
 from alignment.db.base import utcnow, uuid7
 from alignment.db.generations import add_generation_config, generation_of
 from alignment.db.runs import trained_on_simulated_votes
@@ -63,6 +64,7 @@ def add_version(
     The same name with the same base, adapter, parent and ``simulated`` is the same version; a listening config and a
     licence that it did not have yet are filled in. Raises DataError when the name stands for other content, or when a
     version made from a simulated one, or trained on simulated votes, claims not to be simulated."""
+    one_at_a_time(s, "version", name)
     old = find_version(s, name)
     if old is not None:
         fields = {

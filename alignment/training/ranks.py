@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -13,12 +15,22 @@ from torch import Tensor
 from alignment.training.advantages import explained_variance
 from alignment.training.processes import process_count, process_number
 
+# One process trains reward models, listens or writes the page while the others wait for it; one that dies is noticed at
+# once, by its connections and by torchrun.
+PATIENCE = timedelta(days=7)
+
+
+def meet(device: torch.device | str) -> None:
+    """Under torchrun, return when all its processes have found each other; alone nothing happens."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=torch.device(device).type == "cpu", timeout=PATIENCE)
+
 
 class Ranks:
     """One process alone, or as many as torchrun started; every method is called by all of them alike."""
 
     def __init__(self, device: torch.device) -> None:
-        PartialState(cpu=device.type == "cpu")  # under torchrun this is where the processes find each other
+        meet(device)
         self.index, self.count, self.device = process_number(), process_count(), device
 
     def share(self, items: int) -> range:

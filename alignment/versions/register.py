@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session
 
 from alignment.clips import ClipStore
 from alignment.db import runs, versions
+from alignment.db.at_once import one_at_a_time
 from alignment.db.engine import Database
 from alignment.db.people import add_audit
 from alignment.domain import GenerationConfig, Version
-from alignment.errors import DatabaseError, DataError, ModelError
+from alignment.errors import DataError, ModelError
 from alignment.rewards.licences import UNKNOWN, licence_of_folder
 
 BASE_NAME = "tiny-base"
@@ -29,20 +30,15 @@ def register_base(
 
     ``licence`` defaults to what is known of the base: attune-tiny's, MusicGen's, or what its folder's card says."""
     licence = licence or licence_of_base(base)
-    about = {"name": name, "base": base, "base_sha256": base_sha256, "listening": listening, "licence": licence}
-    try:
-        with database.session() as s:
-            known = versions.find_version(s, name)
-            version = versions.add_version(s, **about)
-            if known is None:
-                add_audit(s, actor="engine", action="version.register", subject=name, after=_content(version))
-            return version
-    except DatabaseError:
-        # On PostgreSQL another worker may have registered the base while we wrote.
-        with database.session() as s:
-            if versions.find_version(s, name) is None:
-                raise
-            return versions.add_version(s, **about)
+    with database.session() as s:
+        one_at_a_time(s, "version", name)
+        known = versions.find_version(s, name)
+        version = versions.add_version(
+            s, name=name, base=base, base_sha256=base_sha256, listening=listening, licence=licence
+        )
+        if known is None:
+            add_audit(s, actor="engine", action="version.register", subject=name, after=_content(version))
+        return version
 
 
 def register_adapter(
@@ -81,25 +77,19 @@ def register_adapter(
         "adapter_sha256": sha256, "adapter_uri": uri, "commit": commit, "simulated": simulated,
         "listening": listening or parent.listening, "licence": licence or parent.licence,
     }  # fmt: skip
-    try:
-        with database.session() as s:
-            if (known := _of_job(s, job_id, name)) is not None:
-                return known
-            if versions.find_version(s, name) is not None:
-                return versions.add_version(s, **content)
-            run_id = runs.add_train_run(
-                s, **{**run, "job_id": job_id}, artefact_sha256=sha256, artefact_uri=uri, commit=commit
-            )
-            version = versions.add_version(s, **content, train_run_id=run_id)
-            who = actor or (f"job:{job_id}" if job_id else "engine")
-            add_audit(s, actor=who, action="version.register", subject=name, after=_content(version))
-            return version
-    except (DatabaseError, DataError):
-        # On PostgreSQL another worker may have registered the job's version, or this name, between two of our reads.
-        with database.session(write=False) as s:
-            if (known := _of_job(s, job_id, name)) is not None:
-                return known
-        raise
+    with database.session() as s:
+        one_at_a_time(s, "version", name)
+        if (known := _of_job(s, job_id, name)) is not None:
+            return known
+        if versions.find_version(s, name) is not None:
+            return versions.add_version(s, **content)
+        run_id = runs.add_train_run(
+            s, **{**run, "job_id": job_id}, artefact_sha256=sha256, artefact_uri=uri, commit=commit
+        )
+        version = versions.add_version(s, **content, train_run_id=run_id)
+        who = actor or (f"job:{job_id}" if job_id else "engine")
+        add_audit(s, actor=who, action="version.register", subject=name, after=_content(version))
+        return version
 
 
 def require_base(version: Version, base_sha256: str) -> None:
