@@ -158,6 +158,7 @@ def _train(
     shared: dict[str, Any] = {
         "watch": watch, "resume": resume, "on_step": lambda step, steps, _: progress(step, steps)
     }  # fmt: skip
+    prompts = prompts_of(ground, stage)
     settings = stage.settings.model_copy(update={"seed": recipe.seed})
     if stage.method != "ppo" and settings.report_to == "none":
         settings = settings.model_copy(update={"report_to": recipe.report_to})
@@ -167,7 +168,7 @@ def _train(
 
         model = ws.policy(parent)
         reward = CodesReward(model, scorers.proxy)
-        texts = [prompt.text for prompt in ground.prompts]
+        texts = [prompt.text for prompt in prompts]
         return train_ppo(
             model, texts, reward, settings, folder, reference=stage.reference, report_to=recipe.report_to, **shared
         ), {"prompts": len(texts)}  # fmt: skip
@@ -175,7 +176,7 @@ def _train(
     from alignment.training.dpo import train_dpo
     from alignment.training.expert_iteration import train_expert
 
-    sung = sing(ws, parent, ground.prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number)
+    sung = sing(ws, parent, prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number)
     scores = score_sung(scorers.proxy, sung)  # (P, N)
     texts = [prompt.text for prompt in sung.prompts]
     model = ws.policy(parent)
@@ -189,6 +190,14 @@ def _train(
             "Weigh other heads."
         )
     return train_dpo(model, pairs, settings, folder, reference=stage.reference, **shared), {"ranked_pairs": len(pairs)}
+
+
+def prompts_of(ground: Ground, stage: StageSettings) -> list[Prompt]:
+    """What the stage sings: as many of the run's prompts as its recipe says, always the same ones."""
+    if not stage.prompts:
+        return ground.prompts
+    drawn = np.random.default_rng(ground.recipe.seed + 2).permutation(len(ground.prompts))[: stage.prompts]
+    return [ground.prompts[i] for i in sorted(drawn)]
 
 
 def version_name(run: str, recipe: AlignRecipe, stage: StageSettings) -> str:
