@@ -1,4 +1,4 @@
-"""Simulated listeners die while they vote, anywhere: who casts the rest, and what they say, is what it would have been."""
+"""Simulated listeners die while they vote: the rest is cast by those who would have cast it, and as they would."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def moments() -> Iterator[tuple[str, bool, int]]:
     for _ in range(RATERS - 2):  # two have sat down already
         yield from (("open_session", after, 1) for after in (False, True))
     yield from itertools.cycle(
-        ((step, after, 1) for step in ("enrol_rater", "next_assignment", "record_vote") for after in (False, True))
+        (step, after, 1) for step in ("enrol_rater", "next_assignment", "record_vote") for after in (False, True)
     )
 
 
