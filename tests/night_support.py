@@ -32,7 +32,9 @@ PPO: dict[str, Any] = {
 DPO: dict[str, Any] = PROGRAMS["align"]["stages"][0]
 SMALL: dict[str, Any] = changed(
     PROGRAMS, base="small", min_new_votes=60, listeners=PROGRAMS["listeners"] | {"prompts": 24, "look_votes": 3},
-    align=PROGRAMS["align"] | {"train_prompts": 8, "stages": [DPO | {"dpo": DPO["dpo"] | {"save_steps": 1}}, PPO]},
+    align=PROGRAMS["align"] | {
+        "train_prompts": 8, "more_captions": 4, "stages": [DPO | {"dpo": DPO["dpo"] | {"save_steps": 1}}, PPO],
+    },
 )  # fmt: skip
 
 

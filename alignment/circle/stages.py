@@ -223,20 +223,23 @@ def _base_of(ws: Workspace, version: Version) -> Version:
 
 
 def _prompts(ws: Workspace, recipe: AlignRecipe, models: RewardModels) -> tuple[list[Prompt], list[Prompt]]:
-    """(what the stages sing: the train split without the watch's prompts, what the watch sings), by text."""
+    """(what the stages sing: the train split without the watch's prompts, what the watch sings), by text.
+
+    Captions that come beside them are on record when a run goes on: they are told from the others by their words."""
+    more: list[Prompt] = []
+    if recipe.more_captions:
+        more = add_captions(ws, recipe.more_captions, 900_000 + recipe.seed, lambda _: Split.TRAIN)
+    added = {prompt.text for prompt in more}
     with ws.database.session(write=False) as s:
         known = sorted(prompt_queries.list_prompts(s), key=lambda prompt: prompt.text)
     held = set(models.watch_prompts)
     watched = [prompt for prompt in known if prompt.text in held]
     chosen = np.random.default_rng(recipe.seed).permutation(len(watched))[: recipe.watch.prompts]
-    prompts = [prompt for prompt in known if prompt.split == Split.TRAIN and prompt.text not in held]
+    prompts = [prompt for prompt in known if prompt.split == Split.TRAIN and prompt.text not in held | added]
     if recipe.train_prompts:
         keep = np.random.default_rng(recipe.seed + 1).permutation(len(prompts))[: recipe.train_prompts]
         prompts = [prompts[i] for i in sorted(keep)]
-    if recipe.more_captions:
-        seed = 900_000 + recipe.seed
-        more = add_captions(ws, recipe.more_captions, seed, lambda _: Split.TRAIN)
-        prompts += [prompt for prompt in more if prompt.text not in held | {p.text for p in prompts}]
+    prompts += [prompt for prompt in more if prompt.text not in held]
     if len(watched) < 2:
         raise DataError(
             f"{len(watched)} held-out prompts are on record, and a watch needs 2 for an interval; collect votes on "
