@@ -73,6 +73,12 @@ def outcome(place: Place, job_id: str) -> dict[str, Any]:
             "rows": rows}  # fmt: skip
 
 
+def reached(place: Place, job_id: str, number: int) -> bool:
+    """Whether the job is at its so-manieth step, or further."""
+    job = place.job(job_id)
+    return not job.is_open or (job.step in STEPS and STEPS.index(job.step) + 1 >= number)
+
+
 def working(job_id: str) -> list[int]:
     """The process ids of what runs for this job: its step, and its trainer."""
     found = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from jobs_support import Place, gone, kill
-from night_support import KINDS, STEPS, outcome, working
+from night_support import KINDS, STEPS, outcome, reached, working
 from nightly_support import PROGRAMS, changed
 
 from alignment.jobs import status
@@ -47,11 +47,10 @@ def test_a_night_killed_at_every_step_boundary_and_at_random_ends_as_an_undistur
     kills, seed = 0, random.randrange(10**6)
     rng = random.Random(seed)
     try:
-        for name in STEPS:
+        for number, name in enumerate(STEPS, start=1):
             for _ in range(WITHIN.get(name, 0)):
                 worker = place.work("--once", **KINDS)
-                place.until(lambda name=name: place.job(job_id).step == name or not place.job(job_id).is_open,
-                            seconds=300)  # fmt: skip
+                place.until(lambda number=number: reached(place, job_id, number), seconds=300)
                 time.sleep(rng.uniform(0, 15))
                 if worker.poll() is None:
                     kill(worker)

@@ -18,13 +18,13 @@ import pytest
 from database_support import postgres_server, postgres_url
 from jobs_support import Forked, Place, kill, patience
 from jobs_warm import warm
-from night_support import KINDS, STEPS, outcome, small_night, working
+from night_support import KINDS, STEPS, outcome, reached, small_night, working
 
 from alignment.jobs import status
 
 __all__ = ["postgres_server", "postgres_url"]
 pytestmark = pytest.mark.slow
-WITHIN = {"gather": 3, "reward": 4, "align": 10, "sing": 2, "check": 3, "study": 1, "decide": 3}  # kills inside these
+WITHIN = {"gather": 1, "reward": 1, "align": 3, "sing": 1, "check": 1, "decide": 1}  # kills inside these
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,12 @@ def go_on(place: Place, job_id: str) -> None:
         status.resume(place.settings, job_id)
 
 
+# Before each step; when its effect has happened and nobody has recorded it; behind its record.
+@pytest.mark.parametrize("moment", ["before perform 1", "after perform 1", "after _recorded {}"])
 def test_fifty_kills_of_a_real_night_on_sqlite_leave_what_an_undisturbed_one_leaves(
-    tmp_path: Path, undisturbed: Undisturbed
+    moment: str, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
+    """In three nights: twelve kills at one kind of boundary, and eight inside steps, in each."""
     place, job_id = small_night(tmp_path / "killed")
     seed, kills, inside, began = random.randrange(10**6), 0, 0, time.monotonic()
     rng = random.Random(seed)
@@ -80,22 +83,19 @@ def test_fifty_kills_of_a_real_night_on_sqlite_leave_what_an_undisturbed_one_lea
         for number, name in enumerate(STEPS, start=1):
             for _ in range(WITHIN.get(name, 0)):
                 worker = place.work("--once", **undisturbed.environment)
-                place.until(lambda name=name: place.job(job_id).step == name or not place.job(job_id).is_open,
-                            seconds=120)  # fmt: skip
+                place.until(lambda number=number: reached(place, job_id, number), seconds=120)
                 time.sleep(rng.uniform(0, undisturbed.seconds[name]))
                 inside += shoot(rng, [worker], job_id)
                 if worker.poll() is None:
                     kill(worker)
                 go_on(place, job_id)
-            # Before the step, when its effect has happened and nobody has recorded it, and behind the record.
-            for moment in ("before perform 1", "after perform 1", f"after _recorded {number}"):
-                worker = place.work("--once", DIE_AT=moment, **undisturbed.environment)
-                kills += worker.wait(300) == -signal.SIGKILL
-                go_on(place, job_id)
+            worker = place.work("--once", DIE_AT=moment.format(number), **undisturbed.environment)
+            kills += worker.wait(300) == -signal.SIGKILL
+            go_on(place, job_id)
         assert place.work("--once", **undisturbed.environment).wait(300) == 0
-        print(f"seed {seed}: {kills} kills at boundaries, {inside} inside steps, {time.monotonic() - began:.0f} s")
+        print(f"{moment}, seed {seed}: {kills} kills there, {inside} inside, {time.monotonic() - began:.0f} s")
         assert outcome(place, job_id) == undisturbed.left
-        assert kills + inside >= 50 and kills >= 30, (kills, inside)
+        assert kills + inside >= 17 and kills >= 9, (kills, inside)
     finally:
         place.close()
 
