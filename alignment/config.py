@@ -221,6 +221,7 @@ class StageSettings(Recipe):
     reward: dict[str, float] = Field({"preference": 1.0}, min_length=1, description="weight of each part by name")
     uncertainty_penalty: float = Field(0.0, ge=0, description="deviations of the ensemble taken off the reward")
     reference: Literal["base", "start"] = Field("base", description="where KL is measured from")
+    prompts: int = Field(0, ge=0, description="of the recipe's prompts, drawn by the seed, at most; 0: all of them")
     clips_per_prompt: int = Field(4, ge=2, le=64, description="dpo, expert: N clips sung and scored before training")
     pairs_per_prompt: int = Field(1, ge=1, le=32, description="dpo: the best k of N clips against the worst k")
     dpo: DpoSettings = DpoSettings()

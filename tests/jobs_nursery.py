@@ -57,6 +57,7 @@ def main() -> None:
         if child == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.environ.update(asked["environment"])
+            sys.executable = os.environ.get("ATTUNE_WARM_PYTHON", sys.executable)  # tests/jobs_warm.py
             log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             for standard in (1, 2):
                 os.dup2(log, standard)

@@ -24,7 +24,8 @@ from alignment.db.clips import get_clips
 from alignment.db.migrate import upgrade
 from alignment.db.snapshots import list_snapshots
 from alignment.db.studies import get_study, list_battles
-from alignment.domain import Axis, Consent, GenerationConfig, Outcome, RaterKind, Split, VoteDraft
+from alignment.db.votes import counted_votes
+from alignment.domain import Axis, ClipRef, Consent, GenerationConfig, Outcome, RaterKind, Split, VoteDraft
 from alignment.jobs import Command, Finish, Skip, StepContext, Wait
 from alignment.versions import register_adapter, register_base
 from alignment.votes import VoteService
@@ -205,6 +206,21 @@ def sing_otherwise(home: Path, job_id: str, name: str, *, seed: int = 1) -> Path
                      simulated=False, job_id=f"{job_id}/{name}")  # fmt: skip
     ws.database.close()
     return folder
+
+
+def cast(
+    ws: Workspace, study: str, side: Callable[[ClipRef], str] = lambda clip: clip.audio_sha256
+) -> list[tuple[int, str, str, str, str, dict[str, int]]]:
+    """The votes of a study in the order of their saving, without what differs from home to home: number of the rater in
+    the order of enrolment, prompt, left and right side, outcome, axes."""
+    with ws.database.session(write=False) as s:
+        rows = counted_votes(s, study_ids=[get_study(s, study).id])
+    raters = sorted({row.rater_id for row in rows})  # their ids are in the order of enrolment
+    return [
+        (raters.index(row.rater_id), row.prompt_text, side(row.left), side(row.right), row.outcome.value,
+         {axis.value: step for axis, step in row.axes.items()})
+        for row in rows
+    ]  # fmt: skip
 
 
 def tables(home: Path, names: Iterable[str]) -> dict[str, int]:

@@ -7,41 +7,21 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jobs_support import Place, gone, kill
-from nightly_support import PROGRAMS, changed, tables
+from night_support import KINDS, STEPS, outcome, reached, working
+from nightly_support import PROGRAMS, changed
 
-from alignment.circle.nightly import NIGHTLY
-from alignment.db.versions import list_versions
 from alignment.jobs import status
 
 pytestmark = pytest.mark.slow
-STEPS = [step.name for step in NIGHTLY.steps]
 RECIPE = changed(
     PROGRAMS, min_new_votes=60, listeners=PROGRAMS["listeners"] | {"prompts": 24},
     align=PROGRAMS["align"] | {"train_prompts": 8},
 )  # fmt: skip
-# Votes of the contest are left out: a look that is interrupted is cast by other listeners when it is cast again.
-COUNTED = ("version", "train_run", "snapshot", "reward_model", "study", "gate_decision", "metric_result")
-WITHIN = {"reward": 2, "align": 3, "sing": 1, "check": 1}  # kills somewhere inside these steps
-KINDS = {"ATTUNE_JOB_KINDS": "tests.night_kind:KINDS"}
-
-
-def outcome(place: Place, job_id: str) -> dict[str, Any]:
-    """What a night left behind, without what bears its name: how many rows, and the adapter by its digest."""
-    from alignment.circle.workspace import Workspace
-
-    job = place.job(job_id)
-    assert job.state == "done", (job.state, job.reason, place.log(job_id)[-20:])
-    ws = Workspace.open(place.settings)
-    with ws.database.session(write=False) as s:
-        adapters = sorted(version.adapter_sha256 or "base" for version in list_versions(s))
-    ws.database.close()
-    # The first step votes where votes are missing: asked again after its effect, it has nothing to do.
-    states = {step.name: step.state for step in job.steps if step.name != "gather"}
-    return {"adapters": adapters, "states": states, **tables(place.home, COUNTED)}
+# Kills somewhere inside these steps.
+WITHIN = {"gather": 1, "reward": 1, "align": 2, "sing": 1, "check": 1, "decide": 1}
 
 
 def night(home: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Place, str]:
@@ -67,16 +47,16 @@ def test_a_night_killed_at_every_step_boundary_and_at_random_ends_as_an_undistur
     kills, seed = 0, random.randrange(10**6)
     rng = random.Random(seed)
     try:
-        for name in STEPS:
+        for number, name in enumerate(STEPS, start=1):
             for _ in range(WITHIN.get(name, 0)):
                 worker = place.work("--once", **KINDS)
-                place.until(lambda name=name: place.job(job_id).step == name, seconds=300)
+                place.until(lambda number=number: reached(place, job_id, number), seconds=300)
                 time.sleep(rng.uniform(0, 15))
                 if worker.poll() is None:
                     kill(worker)
                     kills += 1
             # The effect has happened and nobody has recorded it; before it comes the last step that died so.
-            again = 1 if name in WITHIN or name == STEPS[0] else 2
+            again = 1 if name in WITHIN else 2
             kills += life(place, DIE_AT=f"after perform {again}") == -signal.SIGKILL
         assert life(place) == 0
         print(f"seed {seed}: {kills} kills; {place.log(job_id)[-1]}")
@@ -105,13 +85,4 @@ def test_a_trainer_of_a_night_that_is_killed_goes_on_from_its_checkpoint(
 
 def _trainers(job_id: str) -> list[int]:
     """The process ids of `attune align` under this job."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            ours = f"ATTUNE_JOB={job_id}".encode() in (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if ours and b"align" in words:
-            found.append(int(folder.name))
-    return found
+    return [pid for pid in working(job_id) if b"align" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]

@@ -28,10 +28,12 @@ from alignment.evaluation import reward_card_page
 from alignment.evaluation.intervals import Interval
 from alignment.jobs import Command, Finish, Skip, Wait
 from alignment.studies import set_study_state
+from alignment.votes import VoteService
 from tests.nightly_support import (
     PEOPLE,
     Drive,
     Killed,
+    cast,
     changed,
     prefers,
     sing_otherwise,
@@ -247,6 +249,44 @@ def test_simulated_listeners_decide_a_contest_look_by_look_and_are_marked(before
     with pytest.raises(ConfigError, match="People listen in this home"):  # whoever won
         before.results["decide"] = found | {"outcome": "promoted"}
         before.step("promote")
+
+
+def test_looks_that_are_killed_anywhere_are_made_whole_and_decide_as_they_would_have(before: Drive) -> None:
+    panel = {"raters": 3, "prompts": 16, "clips_per_prompt": 3, "look_votes": 3}
+    before.recipe = changed(PEOPLE, simulated=True, listeners=panel, gate={"alpha_budget": 0.001})
+    before.run(until="decide")
+    whole = replace(before, home=before.home.parent / "whole", results=dict(before.results), done=list(before.done))
+    shutil.copytree(before.home, whole.home)
+
+    def left(drive: Drive) -> tuple[Any, ...]:
+        found = decisions(drive)[-1]
+        rows = tables(drive.home, ("rater", "listening_session", "assignment", "vote", "gate_decision"))
+        return cast(workspace(drive.home), STUDY), found.outcome, found.evidence, rows
+
+    whole.record("decide", whole.step("decide"))
+    wanted = left(whole)
+    assert len(wanted[0]) == 8 and wanted[3]["rater"] == 4 + 3 * 3  # three looks, a panel each
+    kills, plain = 0, VoteService.record_vote
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    def votes_and_dies(*told: Any, **more: Any) -> None:
+        plain(*told, **more)
+        raise Killed
+
+    while "decide" not in before.results:
+        with pytest.MonkeyPatch.context() as patch:
+            # One life dies with its first vote, the next one makes the look whole and dies before it is judged.
+            if kills % 2:
+                patch.setattr(nightly_decision, "gather_evidence", dies)
+            else:
+                patch.setattr(VoteService, "record_vote", votes_and_dies)
+            try:
+                before.record("decide", before.step("decide"))
+            except Killed:
+                kills += 1
+    assert kills == 6 and left(before) == wanted
 
 
 def test_a_study_closed_by_hand_promotes_nothing_and_is_decided_once(again: Drive) -> None:

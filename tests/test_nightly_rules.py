@@ -6,21 +6,25 @@ import math
 import threading
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
 
+from alignment.circle.captions import add_captions
 from alignment.circle.checks import automatic_checks, failures
 from alignment.circle.nightly import NIGHTLY
 from alignment.circle.nightly_contest import one_at_a_time
 from alignment.circle.nightly_recipe import NightlyRecipe
-from alignment.config import REPOSITORY, load_recipe, parse_recipe
+from alignment.circle.stages import _prompts, prompts_of
+from alignment.circle.workspace import Workspace
+from alignment.config import REPOSITORY, AlignRecipe, Settings, StageSettings, load_recipe, parse_recipe
 from alignment.db.engine import Database, open_database
 from alignment.db.migrate import upgrade
 from alignment.db.new_votes import count_new_votes
 from alignment.db.tables import VoteTable
 from alignment.db.votes import counted_votes
-from alignment.domain import Outcome, VoteDraft
+from alignment.domain import Outcome, Prompt, Split, VoteDraft
 from alignment.errors import ConfigError
 from alignment.evaluation.gate import GateRecipe
 from alignment.jobs import Skip
@@ -43,6 +47,31 @@ def test_the_recipe_that_ships_is_simulated_and_says_so_in_its_gate() -> None:
     assert "attune jobs run nightly" in text.splitlines()[0] and "SIMULATED" in text
     # As many pairs as the test may ask for votes on would be the least that a contest needs for alpha 0.1.
     assert shipped.contest.captions >= 60 and set(shipped.gate.metrics) == {"silence", "duplicates", "diversity"}
+
+
+def test_a_stage_sings_as_many_of_the_prompts_as_it_says_and_always_the_same() -> None:
+    prompts = [Prompt(uuid.UUID(int=i), f"song {i}", "test", Split.TRAIN, {}) for i in range(20)]
+    stages = [StageSettings(name=name, method="dpo", prompts=count) for name, count in (("a", 5), ("b", 0), ("c", 50))]
+    ground = SimpleNamespace(prompts=prompts, recipe=AlignRecipe(stages=tuple(stages), seed=3))
+    few, every, more = (prompts_of(ground, stage) for stage in stages)
+    assert len(few) == 5 and few == [one for one in prompts if one in few] == prompts_of(ground, stages[0])
+    assert every == more == prompts
+    other = SimpleNamespace(prompts=prompts, recipe=AlignRecipe(stages=tuple(stages), seed=4))
+    assert prompts_of(other, stages[0]) != few
+
+
+def test_a_run_that_goes_on_sings_the_prompts_it_began_with(sqlite_url: str, tmp_path: Path) -> None:  # noqa: F811
+    upgrade(sqlite_url)
+    ws = Workspace.open(Settings.from_environment(database=sqlite_url, store=str(tmp_path / "store")))
+    voted = add_captions(ws, 12, 5, lambda _: Split.TRAIN)
+    add_captions(ws, 2, 900_003, lambda _: Split.TRAIN)  # two of those that come beside were voted on
+    recipe = AlignRecipe(stages=(StageSettings(name="a", method="ppo"),), more_captions=6, train_prompts=4, seed=3)
+    models = SimpleNamespace(watch_prompts=[prompt.text for prompt in voted[:5]])
+    first, again = (_prompts(ws, recipe, models) for _ in range(2))
+    assert first == again and len(first[0]) == 4 + 6 and len(first[1]) == 5
+    beside = add_captions(ws, 6, 900_003, lambda _: Split.TRAIN)
+    assert first[0][4:] == beside and {p.text for p in first[0][:4]} < {p.text for p in voted[5:]}
+    ws.database.close()
 
 
 def test_without_a_word_people_vote_and_programs_promote_nothing() -> None:

@@ -7,19 +7,21 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from alignment.circle.generate import Clips
 from alignment.circle.workspace import Progress, Workspace, no_progress
 from alignment.db.clips import get_clips
+from alignment.db.listening import sessions_of
 from alignment.db.prompts import get_prompts
 from alignment.db.studies import NewBattle, add_battles, create_study, get_study, list_battles
 from alignment.db.votes import VoteRow, counted_votes
 from alignment.domain import Clip, Comparison, Outcome, RaterKind, VoteDraft
 from alignment.errors import DataError
 from alignment.simulation.judge import Judge, Judgement
-from alignment.simulation.listeners import Listeners, draw_population
+from alignment.simulation.listeners import Listener, Listeners, draw_population
 from alignment.votes import VoteService
 
 QUESTIONS = ("overall", "text_adherence", "quality")
@@ -101,6 +103,21 @@ def judge_clips(
     return heard
 
 
+@dataclass
+class _Member:
+    """A listener of a panel. ``running`` goes on from vote to vote; without it each vote has random numbers of its own,
+    the same whenever it is cast, and whether its pair was served before or not."""
+
+    session: uuid.UUID
+    listener: Listener
+    seed: str
+    cast: int
+    running: random.Random | None
+
+    def rng(self, purpose: str) -> random.Random:
+        return self.running or random.Random(f"{self.seed}/{self.cast}/{purpose}")
+
+
 def simulate_votes(
     ws: Workspace,
     study_name: str,
@@ -113,13 +130,15 @@ def simulate_votes(
     seed: int,
     per_pair: int | None = None,
     heard: Mapping[str, Judgement] | None = None,
+    resume: bool = False,
     progress: Progress = no_progress,
 ) -> int:
     """Let simulated listeners vote, blind, until ``votes`` are in or no battle is left; the number saved.
 
     Listeners take turns, so each casts about the same number; with ``per_pair`` no battle gets more votes than that.
-    ``heard`` is what the judge made of the clips, if it has heard them. Raises DataError for a study of human raters.
-    """
+    ``heard`` is what the judge made of the clips, if it has heard them. With ``resume`` ``votes`` is what this panel
+    casts in all: after a call that was interrupted anywhere, the same call again goes on in the same sessions with the
+    votes that are missing, and the votes are those of one call. Raises DataError for a study of human raters."""
     with ws.database.session(write=False) as s:
         study = get_study(s, study_name)
         battles = list_battles(s, study.id)
@@ -132,33 +151,48 @@ def simulate_votes(
     tally: Counter[uuid.UUID] = Counter()
     prompt_of = {b.id: b.prompt_id for b in battles}
     service = VoteService(ws.database, secret=ws.secret)
+    known = {}
+    if resume:
+        with ws.database.session(write=False) as s:
+            known = sessions_of(s, study.id)
     panel = []
     for number, (profile, listener) in enumerate(draw_population(listeners, population, raters, seed)):
         rater = service.enrol_rater(
             f"{study_name}/{seed}/{number}", kind=RaterKind.SIMULATED, cohort=f"simulated {profile}"
         )
-        session = service.open_session(rater, study_name, user_agent_family="attune-simulation")
-        panel.append((session, listener, random.Random(f"{seed}/{number}")))
-    saved, active = 0, list(panel)
+        session, voted = known.get(rater) or (
+            service.open_session(rater, study_name, user_agent_family="attune-simulation"),
+            [],
+        )
+        tally.update(voted)
+        own = f"{seed}/{number}"
+        panel.append(_Member(session, listener, own, len(voted), None if resume else random.Random(own)))
+    before = saved = sum(member.cast for member in panel)
+    active, turn = list(panel), 0
     while active and saved < votes:
         for member in list(active):
-            session, listener, rng = member
-            assignment = service.next_assignment(session, rng=rng)
+            if member.cast > turn:
+                continue  # this turn was taken before the interruption
+            assignment = service.next_assignment(member.session, rng=member.rng("pair"))
             # Battles with the fewest votes come first: when this one is full, so are all that the listener has left.
             if assignment is None or (per_pair is not None and tally[assignment.battle_id] >= per_pair):
                 active.remove(member)
                 continue
             left, right = clips[assignment.left_clip_id], clips[assignment.right_clip_id]
             tags = prompts[prompt_of[assignment.battle_id]].tags
-            outcome, axes = listener.vote(heard[left.audio_sha256], heard[right.audio_sha256], tags, rng)
-            service.record_vote(session, VoteDraft(assignment.id, f"simulated/{assignment.id}", outcome, axes))
+            outcome, axes = member.listener.vote(
+                heard[left.audio_sha256], heard[right.audio_sha256], tags, member.rng("vote")
+            )
+            service.record_vote(member.session, VoteDraft(assignment.id, f"simulated/{assignment.id}", outcome, axes))
             tally[assignment.battle_id] += 1
+            member.cast += 1
             saved += 1
             if saved % 20 == 0 or saved == votes:
                 progress(saved, votes)
             if saved == votes:
                 break
-    return saved
+        turn += 1
+    return saved - before
 
 
 CREDIT = {Outcome.A: 1.0, Outcome.B: 0.0, Outcome.TIE: 0.5, Outcome.BOTH_BAD: 0.5}

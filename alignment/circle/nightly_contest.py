@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def contest_prompts(night: Night) -> list[Prompt]:
     rules, most = night.recipe.contest, night.recipe.gate.most_votes
     with night.ws.database.session(write=False) as s:
         try:
-            return list(get_prompts(s, studies.prompts_of_set(s, night.study)).values())
+            return _by_text(get_prompts(s, studies.prompts_of_set(s, night.study)).values())
         except NotFoundError:
             pass
     if rules.captions:
@@ -63,7 +63,12 @@ def contest_prompts(night: Night) -> list[Prompt]:
         )
     with night.ws.database.session() as s:
         studies.add_prompt_set(s, night.study, [prompt.id for prompt in chosen])
-    return chosen
+    return _by_text(chosen)
+
+
+def _by_text(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """In the same order in every home; what is sung together depends on it, and with it the last digits."""
+    return sorted(prompts, key=lambda prompt: prompt.text)
 
 
 def singers(night: Night) -> list[str]:

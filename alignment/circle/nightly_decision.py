@@ -27,13 +27,15 @@ def look(night: Night) -> Mapping[str, Any] | Skip | Wait:
     """The gate's decision on the votes so far: it waits while the test is open, and ends when the gate decides, when
     the study is closed by hand, when another version became champion, or when the recipe's days are over.
 
-    Simulated listeners vote in between; people are waited for. A decision is recorded once and then stands."""
+    Simulated listeners vote in between; people are waited for. A decision is recorded once and then stands. A look
+    that was interrupted is made whole before anything is judged, so that it is judged on the same votes."""
     if "study" not in night.results:
         return Skip("There is no study to look at.")
     begun = night.results["study"]
     if (made := _decided(night)) is not None:
         return _outcome(night, made)
     heard: dict[str, Judgement] = {}
+    voted = int(night.recipe.simulated and _whole_look(night))
     while True:
         state = _state(night)
         if (now := night.champion()) != begun["champion"]:
@@ -42,7 +44,7 @@ def look(night: Night) -> Mapping[str, Any] | Skip | Wait:
                 "with a former champion promotes nothing.",
             )  # fmt: skip
         if night.recipe.simulated and state == "open":
-            voted = _listen(night, heard)
+            voted = voted or _listen(night, heard)
         evidence, decision = _judge(night)
         if decision.outcome != "undecided":
             return _outcome(night, _record(night, evidence, decision))
@@ -54,6 +56,7 @@ def look(night: Night) -> Mapping[str, Any] | Skip | Wait:
             if state != "open" or not voted:
                 return _stop(night, f"The simulated listeners have nothing left to say after {so_far}")
             night.say(f"Not decided yet: {so_far}")
+            voted = 0
             continue
         if utcnow() - datetime.fromisoformat(begun["opened"]) > timedelta(days=night.recipe.contest.days):
             return _stop(night, f"Nothing was decided in {night.recipe.contest.days:g} days: {so_far}")
@@ -81,23 +84,31 @@ def _judge(night: Night) -> tuple[Evidence, Decision]:
     return evidence, decide(evidence, rules)
 
 
+def _whole_look(night: Night) -> bool:
+    """Whether there are votes, and just as many as some looks take: an earlier run died before it had judged them, or
+    after it had found them undecided."""
+    saved = len(listen.votes_of(night.ws, night.study))
+    return saved > 0 and saved % night.recipe.panel.look_votes == 0
+
+
 def _listen(night: Night, heard: dict[str, Judgement]) -> int:
-    """Simulated votes up to the next look; the number cast. A look that was interrupted is made full, and no pair gets
-    more votes than its bet takes."""
+    """Simulated votes up to the next look; the number cast. Each look has a panel of its own; one that was interrupted
+    casts what is missing of its votes, and no pair gets more votes than its bet takes."""
     rules, saved = night.recipe.panel, len(listen.votes_of(night.ws, night.study))
     turn = saved // rules.look_votes
     wanted = sum(night.results["study"]["pairs"].values()) * night.recipe.rules.votes_per_bet
-    if (missing := min((turn + 1) * rules.look_votes, wanted) - saved) <= 0:
+    if min((turn + 1) * rules.look_votes, wanted) <= saved:
         return 0
     if not heard:
         with night.ws.database.session(write=False) as s:
             battles = studies.list_battles(s, studies.get_study(s, night.study).id)
             clips = get_clips(s, {clip for one in battles for clip in (one.clip_1_id, one.clip_2_id)})
-        heard |= listen.judge_clips(night.ws, Judge(), list(clips.values()), night.progress("the judge listens"))
+        alike = sorted(clips.values(), key=lambda clip: clip.audio_sha256)  # in the same order in every home
+        heard |= listen.judge_clips(night.ws, Judge(), alike, night.progress("the judge listens"))
     return listen.simulate_votes(
         night.ws, night.study, load_listeners(), judge=Judge(), population=rules.population, raters=rules.raters,
-        votes=missing, seed=2 * (night.seed + 7919 * (turn + 1)) + 1, heard=heard,
-        progress=night.progress(f"simulated votes, look {turn + 1}"),
+        votes=min(rules.look_votes, wanted - turn * rules.look_votes), seed=2 * (night.seed + 7919 * (turn + 1)) + 1,
+        heard=heard, resume=True, progress=night.progress(f"simulated votes, look {turn + 1}"),
     )  # fmt: skip
 
 

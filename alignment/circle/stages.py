@@ -162,6 +162,7 @@ def _train(
     shared: dict[str, Any] = {
         "watch": watch, "resume": resume, "on_step": lambda step, steps, _: progress(step, steps)
     }  # fmt: skip
+    prompts = prompts_of(ground, stage)
     settings = stage.settings.model_copy(update={"seed": recipe.seed})
     if stage.method != "ppo" and settings.report_to == "none":
         settings = settings.model_copy(update={"report_to": recipe.report_to})
@@ -171,7 +172,7 @@ def _train(
 
         model = ws.policy(parent)
         reward = CodesReward(model, scorers.proxy)
-        texts = [prompt.text for prompt in ground.prompts]
+        texts = [prompt.text for prompt in prompts]
         return train_ppo(
             model, texts, reward, settings, folder, reference=stage.reference, report_to=recipe.report_to, **shared
         ), {"prompts": len(texts)}  # fmt: skip
@@ -179,7 +180,7 @@ def _train(
     from alignment.training.dpo import train_dpo
     from alignment.training.expert_iteration import train_expert
 
-    sung = sing(ws, parent, ground.prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number)
+    sung = sing(ws, parent, prompts, recipe, each=stage.clips_per_prompt, seed=1000 * (recipe.seed + 1) + number)
     scores = from_first_process(lambda: score_sung(scorers.proxy, sung))  # (P, N), the same to the last bit for all
     texts = [prompt.text for prompt in sung.prompts]
     model = ws.policy(parent)
@@ -193,6 +194,14 @@ def _train(
             "Weigh other heads."
         )
     return train_dpo(model, pairs, settings, folder, reference=stage.reference, **shared), {"ranked_pairs": len(pairs)}
+
+
+def prompts_of(ground: Ground, stage: StageSettings) -> list[Prompt]:
+    """What the stage sings: as many of the run's prompts as its recipe says, always the same ones."""
+    if not stage.prompts:
+        return ground.prompts
+    drawn = np.random.default_rng(ground.recipe.seed + 2).permutation(len(ground.prompts))[: stage.prompts]
+    return [ground.prompts[i] for i in sorted(drawn)]
 
 
 def version_name(run: str, recipe: AlignRecipe, stage: StageSettings) -> str:
@@ -218,20 +227,23 @@ def _base_of(ws: Workspace, version: Version) -> Version:
 
 
 def _prompts(ws: Workspace, recipe: AlignRecipe, models: RewardModels) -> tuple[list[Prompt], list[Prompt]]:
-    """(what the stages sing: the train split without the watch's prompts, what the watch sings), by text."""
+    """(what the stages sing: the train split without the watch's prompts, what the watch sings), by text.
+
+    Captions that come beside them are on record when a run goes on: they are told from the others by their words."""
+    more: list[Prompt] = []
+    if recipe.more_captions:
+        more = add_captions(ws, recipe.more_captions, 900_000 + recipe.seed, lambda _: Split.TRAIN)
+    added = {prompt.text for prompt in more}
     with ws.database.session(write=False) as s:
         known = sorted(prompt_queries.list_prompts(s), key=lambda prompt: prompt.text)
     held = set(models.watch_prompts)
     watched = [prompt for prompt in known if prompt.text in held]
     chosen = np.random.default_rng(recipe.seed).permutation(len(watched))[: recipe.watch.prompts]
-    prompts = [prompt for prompt in known if prompt.split == Split.TRAIN and prompt.text not in held]
+    prompts = [prompt for prompt in known if prompt.split == Split.TRAIN and prompt.text not in held | added]
     if recipe.train_prompts:
         keep = np.random.default_rng(recipe.seed + 1).permutation(len(prompts))[: recipe.train_prompts]
         prompts = [prompts[i] for i in sorted(keep)]
-    if recipe.more_captions:
-        seed = 900_000 + recipe.seed
-        more = add_captions(ws, recipe.more_captions, seed, lambda _: Split.TRAIN)
-        prompts += [prompt for prompt in more if prompt.text not in held | {p.text for p in prompts}]
+    prompts += [prompt for prompt in more if prompt.text not in held]
     if len(watched) < 2:
         raise DataError(
             f"{len(watched)} held-out prompts are on record, and a watch needs 2 for an interval; collect votes on "

@@ -16,13 +16,14 @@ from alignment.db.tables import (
     ListeningSessionRow,
     PromptRow,
     RaterRow,
+    VoteTable,
 )
 from alignment.db.vote_path import SessionContext, as_assignment, session_context
 from alignment.domain import Assignment, RaterKind, Side
 
 __all__ = [
     "SessionContext", "add_rater", "add_session", "finish_session", "get_assignment", "get_rater", "not_open", "serve",
-    "session_context",
+    "session_context", "sessions_of",
 ]  # fmt: skip
 
 
@@ -78,6 +79,29 @@ def add_session(s: Session, *, rater_id: uuid.UUID, study_id: uuid.UUID, now: da
         sa.insert(ListeningSessionRow).values(id=new, rater_id=rater_id, study_id=study_id, started_at=now, **about)
     )
     return new
+
+
+def sessions_of(s: Session, study_id: uuid.UUID) -> dict[uuid.UUID, tuple[uuid.UUID, list[uuid.UUID]]]:
+    """By rater: the newest session in the study, and the battles that were voted on in it, in no order."""
+    found: dict[uuid.UUID, tuple[uuid.UUID, list[uuid.UUID]]] = {}
+    sessions = sa.select(ListeningSessionRow.rater_id, ListeningSessionRow.id).where(
+        ListeningSessionRow.study_id == study_id
+    )
+    for rater, session in s.execute(sessions.order_by(ListeningSessionRow.id)):
+        found[rater] = (session, [])
+    voted = {session: battles for session, battles in found.values()}
+    query = (
+        sa.select(AssignmentRow.session_id, AssignmentRow.battle_id)
+        .join(ListeningSessionRow, AssignmentRow.session_id == ListeningSessionRow.id)
+        .where(
+            ListeningSessionRow.study_id == study_id,
+            sa.exists().where(VoteTable.assignment_id == AssignmentRow.id),
+        )
+    )
+    for session, battle in s.execute(query):
+        if session in voted:
+            voted[session].append(battle)
+    return found
 
 
 def finish_session(s: Session, session_id: uuid.UUID, now: datetime) -> bool:
