@@ -149,6 +149,9 @@ class PpoSettings(Recipe):
     save_steps: int = Field(0, ge=0, description="rollouts between checkpoints; 0 saves at the end only")
     eval_steps: int = Field(0, ge=0, description="rollouts between calls of the watch; 0 trains to the end")
     patience: int = Field(3, ge=1, description="calls of the watch without a better held-out reward before stopping")
+    tail_average: float = Field(
+        0.0, ge=0, le=1, description="share of the rollouts, the last ones, whose adapters' mean is kept; 0: the last"
+    )
     gradient_checkpointing: bool = False
     value: ValueSettings = ValueSettings()
     generation: GenerationSettings = GenerationSettings()

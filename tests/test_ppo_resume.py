@@ -150,3 +150,47 @@ def test_the_adapter_that_the_watch_likes_best_is_kept_and_training_stops_when_n
     for name, value in model.hf.named_parameters():
         assert not value.requires_grad or torch.equal(value, kept[name]), "the model is left with the best"
     assert len(adapter_weights(result.adapter_dir)) == len(kept)
+
+
+def test_a_run_resumed_inside_its_tail_ends_with_the_same_mean_as_an_undisturbed_one(tmp_path: Path) -> None:
+    run = settings(max_steps=6, save_steps=1, tail_average=0.7)  # steps 3 to 6
+    whole = train_ppo(make_tiny_music(), PROMPTS, low_codes, run, tmp_path / "whole")
+    last = train_ppo(make_tiny_music(), PROMPTS, low_codes, settings(max_steps=6), tmp_path / "last")
+
+    def kill(step: int, steps: int, metrics: dict) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_ppo(make_tiny_music(), PROMPTS, low_codes, run, tmp_path / "killed", on_step=kill)
+    resumed = train_ppo(make_tiny_music(), PROMPTS, low_codes, run, tmp_path / "killed", resume=True)
+    assert_same(adapter_weights(whole.adapter_dir), adapter_weights(resumed.adapter_dir))
+    assert without_times(whole.history) == without_times(last.history)  # it changes what is kept, not the training
+    mean, final = adapter_weights(whole.adapter_dir), adapter_weights(last.adapter_dir)
+    assert not all(torch.equal(mean[name], final[name]) for name in mean)
+
+
+def test_the_mean_of_a_tail_is_that_of_the_steps_own_adapters(tmp_path: Path) -> None:
+    steps, model = [], make_tiny_music()
+
+    def look(step: int, _: object) -> dict[str, float]:
+        steps.append([value.detach().double().clone() for value in model.trainable_parameters()])
+        return {"level": 0.0}  # chooses nothing
+
+    run = settings(max_steps=5, eval_steps=1, tail_average=0.4)  # the last two
+    train_ppo(model, PROMPTS, low_codes, run, tmp_path, watch=look)
+    for number, value in enumerate(model.trainable_parameters()):
+        wanted = (steps[-1][number] + steps[-2][number]) / 2
+        torch.testing.assert_close(value.detach().double(), wanted, rtol=0, atol=1e-7)
+
+
+def test_what_the_watch_likes_best_is_kept_and_not_the_mean(tmp_path: Path) -> None:
+    kept = [
+        train_ppo(
+            make_tiny_music(), PROMPTS, low_codes, settings(max_steps=4, eval_steps=1, tail_average=share),
+            tmp_path / str(share), watch=Falling(2),
+        )
+        for share in (0.0, 1.0)
+    ]  # fmt: skip
+    assert [result.kept_step for result in kept] == [2, 2]
+    assert_same(*(adapter_weights(result.adapter_dir) for result in kept))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignment.config import PpoSettings
-from alignment.errors import TrainingError
+from alignment.errors import ConfigError, DataError, TrainingError
 from alignment.music.memory import rollout_batch
 from alignment.music.sampler import sample
 from alignment.music.text import TextBatch, encode_prompts
@@ -28,6 +28,25 @@ if TYPE_CHECKING:
 
 ROLLOUT_BATCH = 128  # clips sung at once, where there is room
 MOST_DRIFT = 0.05  # nats a code between sampler and trainer; bf16 gives some 0.005
+
+
+def require_rollouts(prompts: Sequence[str], settings: PpoSettings) -> None:
+    """Raises DataError without prompts, ConfigError for settings that make no rollout PPO could learn from."""
+    if not prompts:
+        raise DataError("There are no prompts to sing; give at least one.")
+    clips = settings.rollout_prompts * settings.num_generations
+    if settings.advantage != "gae" and settings.num_generations < 2:
+        raise ConfigError(
+            f"advantage is {settings.advantage} and num_generations {settings.num_generations}; it compares clips of "
+            "one prompt, so set num_generations to 2 or more, or advantage to gae."
+        )
+    if settings.num_mini_batches > clips:
+        raise ConfigError(f"num_mini_batches is {settings.num_mini_batches} for {clips} clips a rollout; lower it.")
+    if settings.generation.top_k:
+        raise ConfigError(
+            f"generation.top_k is {settings.generation.top_k}: a code that it cuts off after an update has no "
+            "log-probability. Set it to 0; listeners may still hear clips sung with it."
+        )
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,22 @@ import numpy as np
 import torch
 
 from alignment.config import PpoSettings
-from alignment.errors import ConfigError, DataError, TrainingError
+from alignment.errors import TrainingError
 from alignment.music.memory import require_training_fits
 from alignment.training.batches import PolicyModule
 from alignment.training.checkpoint import adapter_sha256, last_good, open_run, save_adapter
-from alignment.training.experience import Experience, collect, frozen_adapter, prompts_of_step
+from alignment.training.experience import Experience, collect, frozen_adapter, prompts_of_step, require_rollouts
 from alignment.training.policy_loss import adapted_kl_coef, approximate_kl, clipped_loss, step_logprobs
 from alignment.training.ppo_state import PpoState, read_checkpoint, write_checkpoint
 from alignment.training.processes import is_first_process
 from alignment.training.ranks import Ranks
 from alignment.training.reinforce import RewardFn
 from alignment.training.reporting import Reporting, check_report_to
+from alignment.training.tail_average import TailAverage
 from alignment.training.trainer import OnStep, TrainResult
 from alignment.training.value import ValueHead
 from alignment.training.watching import PREFIX, MetricsFile, Watch, Watcher
+from alignment.training.weights import adapter_parameters
 
 if TYPE_CHECKING:
     from alignment.music.model import MusicModel
@@ -68,7 +70,7 @@ def train_ppo(
     TrainingError, naming step, prompts and last good checkpoint, for a constant reward and anything not finite."""
     started = time.monotonic()
     run_dir, prompts = Path(run_dir), list(prompts)
-    _check(prompts, settings)
+    require_rollouts(prompts, settings)
     check_report_to(report_to)
     about = {
         "method": "ppo",
@@ -101,24 +103,6 @@ def train_ppo(
     )  # fmt: skip
 
 
-def _check(prompts: Sequence[str], settings: PpoSettings) -> None:
-    if not prompts:
-        raise DataError("There are no prompts to sing; give at least one.")
-    clips = settings.rollout_prompts * settings.num_generations
-    if settings.advantage != "gae" and settings.num_generations < 2:
-        raise ConfigError(
-            f"advantage is {settings.advantage} and num_generations {settings.num_generations}; it compares clips of "
-            "one prompt, so set num_generations to 2 or more, or advantage to gae."
-        )
-    if settings.num_mini_batches > clips:
-        raise ConfigError(f"num_mini_batches is {settings.num_mini_batches} for {clips} clips a rollout; lower it.")
-    if settings.generation.top_k:
-        raise ConfigError(
-            f"generation.top_k is {settings.generation.top_k}: a code that it cuts off after an update has no "
-            "log-probability. Set it to 0; listeners may still hear clips sung with it."
-        )
-
-
 class PpoTrainer:
     """The loop's parts: ``step`` sings a rollout, updates the policy, then the value head."""
 
@@ -138,12 +122,14 @@ class PpoTrainer:
         # The start of a further stage is kept beside the policy; the base needs no copy.
         self.start = [p.detach().clone() for p in self.parameters] if reference == "start" else None
         self.state = PpoState(kl_coef=settings.kl_coef)
+        self.tail = TailAverage(adapter_parameters(model.hf), share=settings.tail_average, steps=settings.max_steps)
         self.watcher = None
         if watch is not None:
             self.watcher = Watcher(watch, model, run_dir, every=settings.eval_steps, patience=settings.patience)
 
     def train(self, on_step: OnStep | None = None, reporting: Reporting | None = None) -> None:
-        """Steps until max_steps or until the watch has seen enough; then the adapter that it likes best is put on."""
+        """Steps until max_steps or until the watch has seen enough; then the adapter that it likes best is put on, or
+        without a choice of the watch's the mean over the last steps."""
         settings, state = self.settings, self.state
         lines = MetricsFile(self.run_dir, after=state.step or None)
         if not state.step and (seen := self._look(0)):
@@ -151,16 +137,19 @@ class PpoTrainer:
         while state.step < settings.max_steps and not state.stopped:
             metrics = self.step()
             metrics |= self._look(state.step)
+            self.tail.add(state.step)
             state.history.append({"step": state.step, **metrics})
             lines.write(state.step, metrics)
             if reporting is not None:
                 reporting.write(state.step, metrics)
             if settings.save_steps and state.step % settings.save_steps == 0 and is_first_process():
-                write_checkpoint(self.run_dir, state, self.model, self.head, self.optimizers)
+                write_checkpoint(self.run_dir, state, self.model, self.head, self.optimizers, self.tail)
             if on_step is not None:
                 on_step(state.step, settings.max_steps, metrics)
-        if self.watcher is not None:
+        if self.watcher is not None and self.watcher.kept_step is not None:
             self.watcher.put_best_back()
+        else:
+            self.tail.put()
 
     def _look(self, step: int) -> dict[str, float]:
         """What the watch says where it is due, named as in the history."""
@@ -177,7 +166,7 @@ class PpoTrainer:
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint of this run."""
-        self.state = read_checkpoint(checkpoint, self.model, self.head, self.optimizers)
+        self.state = read_checkpoint(checkpoint, self.model, self.head, self.optimizers, self.tail)
         if self.watcher is not None:
             self.watcher.remember(self.state.watched)
 

@@ -1,4 +1,4 @@
-"""PPO's checkpoints: adapter, value head, both optimizers, the adapted price of KL, and nothing of the base.
+"""PPO's checkpoints: adapter and its mean, value head, both optimizers, the adapted price of KL, nothing of the base.
 
 Everything that is drawn is a function of seed and step, so there is no random state to keep.
 """
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from alignment.errors import StoreError
 from alignment.training.checkpoint import WEIGHTS, whole_checkpoints
+from alignment.training.tail_average import TailAverage
 from alignment.training.value import ValueHead
 from alignment.training.watching import Watched
 from alignment.training.weights import adapter_parameters, read_weights, write_tensors
@@ -40,8 +41,9 @@ class PpoState:
 
 
 def write_checkpoint(
-    run_dir: Path, state: PpoState, model: MusicModel, head: ValueHead, optimizers: Sequence[torch.optim.Optimizer]
-) -> None:
+    run_dir: Path, state: PpoState, model: MusicModel, head: ValueHead, optimizers: Sequence[torch.optim.Optimizer],
+    tail: TailAverage,
+) -> None:  # fmt: skip
     """Write ``run_dir/checkpoint-STEP``, whole or not at all, and drop all but the newest two."""
     folder = run_dir / f"checkpoint-{state.step}"
     partial = folder.with_name(f".{folder.name}.partial")
@@ -50,6 +52,7 @@ def write_checkpoint(
         partial.mkdir(parents=True)
         write_tensors(adapter_parameters(model.hf), partial / WEIGHTS)
         write_tensors(head.state_dict(), partial / VALUE)
+        tail.write(partial)
         torch.save([optimizer.state_dict() for optimizer in optimizers], partial / OPTIMIZER)
         values = asdict(state)
         values["global_step"] = values.pop("step")
@@ -64,11 +67,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    folder: Path, model: MusicModel, head: ValueHead, optimizers: Sequence[torch.optim.Optimizer]
+    folder: Path, model: MusicModel, head: ValueHead, optimizers: Sequence[torch.optim.Optimizer], tail: TailAverage
 ) -> PpoState:
-    """Put a checkpoint onto model, head and optimizers; how far it was. Raises TrainingError when it does not fit."""
+    """Put a checkpoint onto model, head, optimizers and tail; how far it was.
+
+    Raises TrainingError when it does not fit."""
     read_weights(adapter_parameters(model.hf), folder / WEIGHTS)
     head.load_state_dict(load_file(folder / VALUE))
+    tail.read(folder)
     states = torch.load(folder / OPTIMIZER, weights_only=True, map_location=model.device)
     for optimizer, values in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(values)
