@@ -71,6 +71,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter" / "adapter_model.safetensors")
 
 
+def metrics(home: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (home / "runs" / "n" / "ppo" / "metrics.jsonl").open()]
+
+
 def only(home: Path, query: str) -> tuple:
     with sqlite3.connect(home / "attune.db") as connection:
         return connection.execute(query).fetchone()
@@ -142,17 +146,18 @@ def test_a_recipe_in_two_processes_trains_as_one_does_with_twice_the_batch(
 def test_ppo_in_two_processes_trains_as_one_does_and_goes_on_after_one_was_killed(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write(tmp_path, "ppo.yaml", PPO | {"max_steps": 4})
-    asked = ("align", "ppo", "n", "--snapshot", "v", "--config", config, "--seconds", "0.5")
+    asked = ("align", "ppo", "n", "--snapshot", "v", "--seconds", "0.5", "--config")
     shutil.copytree(home, tmp_path / "alone")
-    assert attune(capsys, *asked, "--home", tmp_path / "alone").code == 0
+    assert attune(capsys, *asked, write(tmp_path, "two.yaml", PPO), "--home", tmp_path / "alone").code == 0
+    asked = (*asked, write(tmp_path, "ppo.yaml", PPO | {"max_steps": 4}))
     shutil.copytree(home, tmp_path / "killed")
     done = attune_together(home, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
-    whole, alone = (weights(folder / "runs" / "n" / "ppo") for folder in (home, tmp_path / "alone"))
-    assert max(value.abs().max() for value in alone.values()) > 1e-3
-    for name in alone:
-        torch.testing.assert_close(whole[name], alone[name], rtol=0, atol=3e-4)
+    # Two steps: from then on a difference in the last digits may draw another code, and the runs part.
+    for two, one in zip(metrics(home)[1:3], metrics(tmp_path / "alone")[1:], strict=True):
+        for name in ("reward", "reward_std", "kl", "grad_norm", "loss/value", "entropy"):
+            assert two.get(name) == pytest.approx(one.get(name), rel=1e-3, abs=1e-5), name
+    whole = weights(home / "runs" / "n" / "ppo")
 
     run = tmp_path / "killed" / "runs" / "n" / "ppo"
     process, workers = until(command(tmp_path / "killed", *asked), run / "checkpoint-1" / "trainer_state.json")

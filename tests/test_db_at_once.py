@@ -36,7 +36,7 @@ from alignment.db.tables_jobs import JobRow, JobStepRow, JobWorkerRow, jobs_url,
 from alignment.domain import GenerationConfig, RaterKind, Split
 from alignment.errors import DataError
 
-WORKERS, TURNS = 6, 3
+WORKERS, TURNS = 6, 2
 NIGHT = GenerationConfig(temperature=0.7)
 
 

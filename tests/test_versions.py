@@ -145,9 +145,9 @@ def test_workers_that_register_one_base_at_once_register_it_once(any_database, m
         start.wait()
         got.append(register_base(any_database, name=name, base=str(made.source), base_sha256="a" * 64).id)
 
-    for round_ in range(8):
+    for name in ("base-1", "base-2"):
         got.clear()
-        threads = [threading.Thread(target=register, args=(f"base-{round_}",)) for _ in range(6)]
+        threads = [threading.Thread(target=register, args=(name,)) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
