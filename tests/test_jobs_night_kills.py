@@ -71,7 +71,7 @@ def go_on(place: Place, job_id: str) -> None:
 
 
 # Before each step; when its effect has happened and nobody has recorded it; behind its record.
-@pytest.mark.parametrize("moment", ["before perform 1", "after perform 1", "after _recorded {}"])
+@pytest.mark.parametrize("moment", ["before perform {again}", "after perform {again}", "after _recorded {number}"])
 def test_fifty_kills_of_a_real_night_on_sqlite_leave_what_an_undisturbed_one_leaves(
     moment: str, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
@@ -89,7 +89,10 @@ def test_fifty_kills_of_a_real_night_on_sqlite_leave_what_an_undisturbed_one_lea
                 if worker.poll() is None:
                     kill(worker)
                 go_on(place, job_id)
-            worker = place.work("--once", DIE_AT=moment.format(number), **undisturbed.environment)
+            # Before this step comes the last one that died so and was not recorded.
+            again = 1 if name in WITHIN or number == 1 else 2
+            life = moment.format(again=again, number=number)
+            worker = place.work("--once", DIE_AT=life, **undisturbed.environment)
             kills += worker.wait(300) == -signal.SIGKILL
             go_on(place, job_id)
         assert place.work("--once", **undisturbed.environment).wait(300) == 0
@@ -108,10 +111,10 @@ def test_kills_of_two_workers_of_a_real_night_on_postgresql_leave_what_an_undist
     rng, workers, turn = random.Random(seed), {}, 0
     try:
         while place.job(job_id).is_open:
-            # Each performs one step at the most, and dies before it is recorded.
+            # Each performs a step, and dies before or after the next one, which nobody has recorded then.
             for name in ("one", "two"):
                 if name not in workers or workers[name].poll() is not None:
-                    life = {} if turn >= 60 else {"DIE_AT": rng.choice(["before perform 1"] + 3 * ["after perform 1"])}
+                    life = {} if turn >= 60 else {"DIE_AT": f"{rng.choice(['before', 'after'])} perform 2"}
                     workers[name] = place.work("--name", name, **undisturbed.environment, **life)
             turn += 1
             if turn % 3 == 0:  # and one is killed inside
