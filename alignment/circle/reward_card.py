@@ -57,8 +57,10 @@ def make_reward_card(
     taken = load_snapshot(ws, snapshot or _own_snapshot(ws, name))
     pairs = outside_contests(taken.frozen.pairs)
     if not pairs:
-        raise DataError(f"All votes of snapshot {taken.name} are of contests, which train nothing; name a snapshot with "
-                        "other votes by --snapshot.")  # fmt: skip
+        raise DataError(
+            f"All votes of snapshot {taken.name} are of contests, which train nothing; name a snapshot with other votes "
+            "by --snapshot."
+        )
     deals = card.deal_votes(pairs, folds=folds, seed=card.settings_of(model).seed)
     shas = list(dict.fromkeys(ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)))
     measured = _measured(ws, shas)
