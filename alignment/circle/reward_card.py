@@ -58,8 +58,8 @@ def make_reward_card(
     pairs = outside_contests(taken.frozen.pairs)
     if not pairs:
         raise DataError(
-            f"All votes of snapshot {taken.name} are of contests, which train nothing; name a snapshot with other votes "
-            "by --snapshot."
+            f"All votes of snapshot {taken.name} are of contests, which train nothing; name a snapshot with other "
+            "votes by --snapshot."
         )
     deals = card.deal_votes(pairs, folds=folds, seed=card.settings_of(model).seed)
     shas = list(dict.fromkeys(ref.audio_sha256 for pair in pairs for ref in (pair.a, pair.b)))
