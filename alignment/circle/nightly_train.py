@@ -73,6 +73,7 @@ def align_command(night: Night) -> Command:
         result=lambda said: {key: said[key] for key in ("versions", "report", "figures", "finding", "simulated")},
         # Not on the command line: the address may hold a password.
         environment={"ATTUNE_DATABASE": night.ws.database.url, "ATTUNE_STORE": night.store},
+        several_gpus=True,
     )  # fmt: skip
 
 

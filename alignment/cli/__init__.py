@@ -75,7 +75,7 @@ app.add_typer(account.app, name="account")
 INTERRUPTED = 130
 STOPPED = (
     "Stopped. Everything saved so far is whole; run the same command again to go on "
-    "(align dpo: with --resume; the demo starts afresh)."
+    "(align: with --resume; the demo starts afresh)."
 )
 
 

@@ -34,7 +34,7 @@ def align(context: StepContext) -> Command:
         sys.executable, "-m", "alignment.cli", "align", "run", str(recipe), asked.name, "--snapshot", asked.snapshot,
         "--parent", asked.parent, "--resume", "--json", *given,
     ]  # fmt: skip
-    return Command(tuple(argv), run_dir=context.home / "runs" / asked.name)
+    return Command(tuple(argv), run_dir=context.home / "runs" / asked.name, several_gpus=True)
 
 
 ALIGN = JobKind(
