@@ -44,8 +44,8 @@ def _samples_bytes(info: bytes) -> int:
 
 
 def alone(flac: bytes) -> bytes:
-    """A clip that is heard by itself, without tags: as large as every other one of its length and channels, for how well
-    a clip compresses tells a low-passed or noisy one. Raises StoreError."""
+    """A clip that is heard by itself, without tags: as large as every other one of its length and channels, for how
+    well a clip compresses tells a low-passed or noisy one. Raises StoreError."""
     return twins(flac, flac, least=_samples_bytes(_split(flac)[0]))[0]
 
 

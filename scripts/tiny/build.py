@@ -35,7 +35,9 @@ def main() -> None:
 
     def run(module: str, *arguments: str) -> None:
         print(f"== {module} {' '.join(arguments)}", flush=True)
-        subprocess.run([sys.executable, "-m", f"scripts.tiny.{module}", *arguments], check=True)
+        done = subprocess.run([sys.executable, "-m", f"scripts.tiny.{module}", *arguments], check=False)
+        if done.returncode:  # it has said why: the judge's gate, for one, refuses a codec that it cannot read
+            sys.exit(done.returncode)
 
     if not (BUILD / "data" / "test.jsonl").exists():
         run("render")
