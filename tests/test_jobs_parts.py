@@ -17,7 +17,8 @@ from jobs_support import Place, gone
 
 from alignment.db import jobs as queries
 from alignment.errors import ConfigError, DataError, NotFoundError
-from alignment.jobs import Command, processes, schedules, status
+from alignment.jobs import Command, StepContext, processes, schedules, status
+from alignment.jobs.align_job import align
 from alignment.jobs.child import run as run_step
 from alignment.jobs.command import CommandFailed, argv_of, failure, progress_of, run_command
 from alignment.jobs.course import unfinished_from
@@ -180,6 +181,13 @@ def test_a_launcher_takes_the_place_of_python_only_where_a_command_may_run_on_se
     assert argv_of(Command(argv, Path("x"))) == argv
     several = argv_of(Command(argv, Path("x"), several_gpus=True))
     assert several == ("torchrun", "--standalone", "--nproc-per-node", "4", "-m", "alignment.cli", "align", "dpo")
+
+
+def test_the_command_of_an_align_job_may_run_on_several_gpus(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ATTUNE_LAUNCHER", "torchrun --standalone --nproc-per-node 2")
+    asked = {"name": "v2", "snapshot": "votes", "recipe": {"stages": [{"name": "dpo", "method": "dpo"}]}}
+    argv = argv_of(align(StepContext("j", "align", tmp_path, "sqlite://", tmp_path / "j", asked)))
+    assert argv[:7] == ("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "alignment.cli", "align")
 
 
 def waiting_for_locks() -> int:
